@@ -1,0 +1,10 @@
+//! The project's only `unsafe`: system calls, ioctls and sockets that `rustix` has no safe words for.
+
+pub mod block;
+pub mod btrfs;
+pub mod loopdev;
+pub mod netlink;
+pub mod packet;
+pub mod program;
+pub mod socket;
+pub mod spawn;
