@@ -22,8 +22,6 @@ pub const IMAGES_DIR: &str = "/images";
 pub const FW_CFG_BUNDLE: &str = "opt/org.monobloc/bundle";
 /// TCP port of the Docker API inside the appliance.
 pub const API_PORT: u16 = 2376;
-/// Kernel command line: `monobloc.role=poweroff` makes `/init` only power the machine off.
-pub const CMDLINE_ROLE: &str = "monobloc.role";
 
 /// What the image is for; made from the recipe.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
