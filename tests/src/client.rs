@@ -1,0 +1,1 @@
+//! The clients of the Docker API: Debian's docker command, unmodified, and bollard.

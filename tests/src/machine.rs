@@ -1,0 +1,3 @@
+//! Machines.
+pub struct Machine;
+pub struct Boot;

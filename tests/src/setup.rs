@@ -1,0 +1,243 @@
+//! What the suites need from Debian, without touching the machine more than that: tools are
+//! installed, and what would start a service (the docker and registry packages) is only unpacked
+//! into the cache, `$XDG_CACHE_HOME/monobloc/tests`.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use xshell::{Shell, cmd};
+
+use crate::process::run;
+
+/// Debian packages whose programs the suites call, besides those that the builder installs itself.
+const TOOLS: &[&str] = &[
+    "binutils",
+    "btrfs-progs",
+    "busybox-static",
+    "cpio",
+    "debootstrap",
+    "kmod",
+    "mtools",
+    "dosfstools",
+    "ovmf",
+    "qemu-system-x86",
+    "sbsigntool",
+    "skopeo",
+    "systemd-boot-efi",
+    "zstd",
+];
+
+/// Limit of one package operation, downloads included.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// The project's folder.
+#[must_use]
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap_or(Path::new("."))
+}
+
+/// The folder of what is kept between test runs.
+///
+/// # Panics
+/// It cannot be made.
+pub fn cache() -> &'static Path {
+    static CACHE: OnceLock<PathBuf> = OnceLock::new();
+    CACHE.get_or_init(|| {
+        let base = env::var_os("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute());
+        let base = base.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
+        let cache = base.expect("set HOME or XDG_CACHE_HOME").join("monobloc/tests");
+        fs::create_dir_all(&cache).unwrap_or_else(|error| panic!("cannot make {}: {error}", cache.display()));
+        cache
+    })
+}
+
+/// A place of the cache that one process at a time may fill: `fill` is called unless it is there,
+/// and what it makes appears under its name only when it is whole.
+///
+/// # Errors
+/// Those of `fill`, or the cache cannot be written.
+pub fn cached(name: &str, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<PathBuf> {
+    let path = cache().join(name);
+    let lock = File::create(cache().join(format!("{name}.lock")))?;
+    lock.lock()
+        .with_context(|| format!("Cannot lock {}", path.display()))?;
+    if !path.exists() {
+        let unfinished = cache().join(format!("{name}.unfinished"));
+        let _ = fs::remove_dir_all(&unfinished);
+        let _ = fs::remove_file(&unfinished);
+        fill(&unfinished)?;
+        fs::rename(&unfinished, &path)?;
+    }
+    Ok(path)
+}
+
+/// Installs the [`TOOLS`] that are missing; once per process.
+///
+/// # Panics
+/// They cannot be installed.
+pub fn tools() {
+    static DONE: OnceLock<()> = OnceLock::new();
+    DONE.get_or_init(|| install(TOOLS).unwrap_or_else(|error| panic!("{error:#}")));
+}
+
+fn install(packages: &[&str]) -> anyhow::Result<()> {
+    let lock = File::create(cache().join("apt.lock"))?;
+    lock.lock()?;
+    let format = "${Package} ${db:Status-Status}\n";
+    let known = run(
+        LIMIT,
+        "dpkg-query",
+        ["-W", "-f", format].iter().chain(packages),
+        &[],
+        b"",
+    )
+    .stdout;
+    let installed = known
+        .lines()
+        .filter_map(|line| line.strip_suffix(" installed"))
+        .collect::<BTreeSet<_>>();
+    let missing = packages
+        .iter()
+        .filter(|package| !installed.contains(**package))
+        .copied()
+        .collect::<Vec<_>>();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "The tests need Debian's {}; run them as root, or install these first: apt-get install {}",
+        missing.join(", "),
+        missing.join(" ")
+    );
+    update_lists()?;
+    let quiet: &[(&str, &OsStr)] = &[("DEBIAN_FRONTEND", "noninteractive".as_ref())];
+    let options = ["install", "--yes", "--no-install-recommends"];
+    let outcome = run(LIMIT, "apt-get", options.iter().chain(&missing), quiet, b"");
+    ensure!(outcome.code == 0, "Cannot install what the tests need: {outcome}");
+    Ok(())
+}
+
+/// Fetches apt's package lists if there are none, as on a machine that was never updated.
+fn update_lists() -> anyhow::Result<()> {
+    let shell = Shell::new()?;
+    let lists = cmd!(shell, "apt-get indextargets --format $(FILENAME)")
+        .quiet()
+        .read()?;
+    if lists.lines().any(|list| Path::new(list).exists()) {
+        return Ok(());
+    }
+    let outcome = run(LIMIT, "apt-get", ["update"], &[], b"");
+    ensure!(outcome.code == 0, "Cannot fetch apt's package lists: {outcome}");
+    Ok(())
+}
+
+/// A folder with a Debian package's files, unpacked there and not installed.
+///
+/// # Panics
+/// The package cannot be fetched.
+#[must_use]
+pub fn unpacked(package: &str) -> PathBuf {
+    let made = cached(&format!("unpacked-{package}"), |unfinished| {
+        fs::create_dir_all(unfinished)?;
+        update_lists()?;
+        let shell = Shell::new()?;
+        let download = shell.create_temp_dir()?;
+        shell.change_dir(download.path());
+        cmd!(shell, "apt-get -o APT::Sandbox::User=root download {package}")
+            .quiet()
+            .ignore_stdout()
+            .run()?;
+        let file = fs::read_dir(download.path())?
+            .next()
+            .context("apt-get brought no file")??
+            .path();
+        cmd!(shell, "dpkg-deb --extract {file} {unfinished}")
+            .quiet()
+            .run()?;
+        Ok(())
+    });
+    made.unwrap_or_else(|error| panic!("cannot fetch Debian's package {package}: {error:#}"))
+}
+
+/// Debian's docker command, 20.10 in Debian 12. Its daemon is never started.
+#[must_use]
+pub fn docker_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        // Debian 13 and later ship the command apart from the daemon.
+        let programs = ["docker.io", "docker-cli"].map(|package| {
+            let shell = Shell::new().ok()?;
+            cmd!(shell, "apt-cache show {package}")
+                .quiet()
+                .ignore_stdout()
+                .ignore_stderr()
+                .run()
+                .ok()?;
+            Some(unpacked(package).join("usr/bin/docker")).filter(|program| program.exists())
+        });
+        programs
+            .into_iter()
+            .flatten()
+            .next()
+            .expect("Debian's docker.io holds no docker command")
+    })
+}
+
+/// The `monobloc` command, built as the tests are.
+///
+/// # Panics
+/// It cannot be built.
+pub fn monobloc_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| build_monobloc().unwrap_or_else(|error| panic!("{error:#}")))
+}
+
+fn build_monobloc() -> anyhow::Result<PathBuf> {
+    let shell = Shell::new()?;
+    shell.change_dir(workspace());
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let build = cmd!(shell, "{cargo} build --quiet -p monobloc --message-format=json");
+    for line in build.quiet().read()?.lines() {
+        let message: serde_json::Value = serde_json::from_str(line)?;
+        if let Some(program) = message.get("executable").and_then(serde_json::Value::as_str) {
+            return Ok(program.into());
+        }
+    }
+    bail!("cargo built no program for the package monobloc")
+}
+
+/// The Debian release that this machine's apt knows: its code name and the archive it comes from.
+///
+/// # Errors
+/// apt has no lists of it.
+pub fn debian_release() -> anyhow::Result<(String, String)> {
+    update_lists()?;
+    let release = fs::read_to_string("/etc/os-release").context("This machine is no Debian")?;
+    let code_name = release
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .context("/etc/os-release names no VERSION_CODENAME")?;
+    let shell = Shell::new()?;
+    let release = format!("Codename: {code_name}");
+    let targets = cmd!(
+        shell,
+        "apt-get indextargets --format $(REPO_URI) 'Created-By: Packages' {release}"
+    );
+    let archives = targets.quiet().read()?;
+    let archive = archives
+        .lines()
+        .next()
+        .with_context(|| format!("apt knows no archive of {code_name}"))?;
+    Ok((code_name.to_owned(), archive.to_owned()))
+}
