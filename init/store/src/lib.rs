@@ -1,1 +1,42 @@
+//! The store: images, their layers, and the root trees of zones, on a btrfs pool.
+//!
+//! [`Pool`] finds or makes the filesystem, [`Store`] keeps objects in it. Everything is synchronous
+//! and safe to call from several threads; an async caller wraps it in a blocking task. A layer is a
+//! read-only subvolume that holds the whole tree up to and with that layer (a snapshot of its parent
+//! plus its diff), so an image is one tree however many layers it has. A zone's root is an overlay
+//! of that tree and of a subvolume of the zone's own, both seen through an idmapped mount.
+//!
+//! What is half-made lies under `tmp/` in the pool, which [`Store::open`] empties.
+
 #![forbid(unsafe_code)]
+
+mod archive;
+mod blob;
+mod digest;
+pub mod disk;
+mod error;
+mod extract;
+mod image;
+mod layer;
+pub mod mkfs;
+mod oci;
+mod pool;
+mod reference;
+mod root;
+mod state;
+mod store;
+mod tarball;
+#[cfg(test)]
+mod testing;
+
+pub use archive::{LoadEvent, Loaded};
+pub use blob::{Blob, BlobReader, BlobWriter};
+pub use digest::{ChainId, Digest, DigestReader, ImageId};
+pub use error::{Error, Result};
+pub use image::Image;
+pub use layer::Layer;
+pub use oci::{ContainerConfig, Healthcheck, History, ImageConfig, RootFs};
+pub use pool::{Kind, Opened, Policy, Pool};
+pub use reference::Reference;
+pub use state::StateDir;
+pub use store::{Hold, Store, Usage};

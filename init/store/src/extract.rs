@@ -1,0 +1,1 @@
+//! Places tar entries in a tree.

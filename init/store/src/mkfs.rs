@@ -1,0 +1,1 @@
+//! Makes an empty btrfs filesystem.
