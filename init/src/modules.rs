@@ -52,6 +52,9 @@ impl Loader {
             return Err(format!("Module {name} depends on itself; build the image again"));
         }
         slot.get_or_init(|| {
+            for wanted in entry.soft.iter().filter(|wanted| !self.reaches(wanted, &name, 0)) {
+                let _ = self.load(wanted);
+            }
             for needed in &entry.depends {
                 self.load(needed).map_err(|error| format!("{error} (needed by {name})"))?;
             }
@@ -63,11 +66,9 @@ impl Loader {
     fn reaches(&self, from: &str, target: &str, depth: usize) -> bool {
         from == target
             || depth > 64
-            || self
-                .index
-                .modules
-                .get(from)
-                .is_some_and(|entry| entry.depends.iter().any(|next| self.reaches(next, target, depth + 1)))
+            || self.index.modules.get(from).is_some_and(|entry| {
+                entry.depends.iter().chain(&entry.soft).any(|next| self.reaches(next, target, depth + 1))
+            })
     }
 
     /// Loads what the devices in `/sys/devices` ask for, again until no new device asks.

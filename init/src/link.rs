@@ -1,0 +1,83 @@
+//! The network phase: the uplinks' DHCP clients and the bridge that the zones hang on.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::Path;
+
+use anyhow::Context;
+use network::uplink::{Status, UplinkConfig, Uplinks};
+use network::{Cidr, Network};
+
+use crate::console::say;
+
+/// The zones' bridge and its address, Docker's own default.
+const BRIDGE: &str = "mono0";
+const GATEWAY: Cidr = Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16);
+/// Read by the registry client and copied into zones.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// Makes the bridge, or finds the one that an earlier supervisor made.
+pub(crate) fn open_bridge() -> anyhow::Result<Network> {
+    Network::open(BRIDGE, GATEWAY).context("Cannot set up the zones' bridge")
+}
+
+/// Starts the DHCP clients and tells the console of every change. Nothing waits for a lease.
+pub(crate) fn start_uplinks(hostname: &str) -> anyhow::Result<()> {
+    let config = UplinkConfig { hostname: Some(hostname.to_owned()), ..UplinkConfig::default() };
+    let uplinks = Uplinks::start(config).context("Cannot start the uplinks")?;
+    tokio::spawn(follow(uplinks));
+    Ok(())
+}
+
+async fn follow(uplinks: Uplinks) {
+    let mut changes = uplinks.watch();
+    let mut told = String::new();
+    loop {
+        let status = changes.borrow_and_update().clone();
+        if let Err(error) = write_atomically(RESOLV_CONF, &resolv_conf(&status)) {
+            say!("network: cannot write {RESOLV_CONF}: {error}");
+        }
+        let text = describe(&status);
+        if text != told {
+            say!("network: {text}");
+            told = text;
+        }
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn describe(status: &Status) -> String {
+    if status.uplinks.is_empty() {
+        return "no network card found yet".to_owned();
+    }
+    let mut text = String::new();
+    for uplink in &status.uplinks {
+        let separator = if text.is_empty() { "" } else { "; " };
+        let _ = match (&uplink.lease, &uplink.trouble) {
+            (Some(lease), _) => write!(text, "{separator}{} has {}/{}", uplink.link, lease.address, lease.prefix),
+            (None, Some(trouble)) => write!(text, "{separator}{}: {trouble}", uplink.link),
+            (None, None) if !uplink.carrier => write!(text, "{separator}{}: no cable", uplink.link),
+            (None, None) => write!(text, "{separator}{}: asking for an address", uplink.link),
+        };
+    }
+    text
+}
+
+fn resolv_conf(status: &Status) -> String {
+    let mut text = String::new();
+    if !status.search.is_empty() {
+        let _ = writeln!(text, "search {}", status.search.join(" "));
+    }
+    for server in &status.dns {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    text
+}
+
+fn write_atomically(path: &str, text: &str) -> std::io::Result<()> {
+    let new = Path::new(path).with_extension("new");
+    std::fs::write(&new, text)?;
+    std::fs::rename(&new, path)
+}

@@ -1,0 +1,78 @@
+//! The pool phase: which disk is the pool, and what the console says of it.
+
+use std::path::Path;
+
+use anyhow::Context;
+use handover::PoolPolicy;
+use store::{Kind, Policy, Pool, Store};
+
+use crate::console::say;
+use crate::modules::Loader;
+
+/// Where the pool is mounted.
+const POOL: &str = "/pool";
+/// What the store needs of the kernel.
+const MODULES: &[&str] = &["btrfs", "overlay", "loop"];
+
+/// Opens the pool that the policy allows and the store in it. A pool that an earlier supervisor
+/// mounted is taken as it is.
+pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store> {
+    for module in MODULES {
+        modules.load(module).map_err(anyhow::Error::msg)?;
+    }
+    if is_mounted(POOL)? {
+        return Store::open(Path::new(POOL)).context("Cannot open the store in the pool");
+    }
+    let opened = Pool::choose(as_policy(policy), Path::new(POOL)).context("Cannot open a pool")?;
+    for note in &opened.notes {
+        say!("pool: {note}");
+    }
+    match &opened.kind {
+        Kind::Disk { name, size, formatted_now, .. } => {
+            let verb = if *formatted_now { "claimed the blank disk" } else { "on disk" };
+            say!("pool: {verb} {name}, {}", human(*size));
+        }
+        Kind::Memory { size } => say!(
+            "pool: IN MEMORY, at most {}: images and containers are gone when the machine goes off",
+            human(*size)
+        ),
+    }
+    Store::open(opened.pool.path()).context("Cannot open the store in the pool")
+}
+
+fn as_policy(policy: PoolPolicy) -> Policy {
+    Policy {
+        claim_blank: policy == PoolPolicy::ClaimBlank,
+        memory_only: policy == PoolPolicy::Memory,
+        memory_size: None,
+    }
+}
+
+fn is_mounted(path: &str) -> anyhow::Result<bool> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").context("Cannot read /proc/self/mounts")?;
+    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(path)))
+}
+
+/// Bytes in the unit that a person would use.
+fn human(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut value = bytes;
+    while value >= 10 * 1024 && unit + 1 < UNITS.len() {
+        value /= 1024;
+        unit += 1;
+    }
+    format!("{value} {}", UNITS[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::human;
+
+    #[test]
+    fn sizes_are_told_in_the_unit_that_a_person_would_use() {
+        assert_eq!(human(512), "512 B");
+        assert_eq!(human(20 << 30), "20 GiB");
+        assert_eq!(human(4 << 30), "4096 MiB");
+    }
+}
