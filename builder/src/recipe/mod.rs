@@ -82,6 +82,9 @@ pub struct Modules {
     /// In the image for the devices that ask for them.
     #[serde(default)]
     pub by_device: Vec<Spanned<ModuleName>>,
+    /// Soft dependencies (what a module uses if it is there) that the image goes without.
+    #[serde(default)]
+    pub without: Vec<Spanned<ModuleName>>,
 }
 
 /// `[initramfs]`

@@ -122,6 +122,10 @@ pub struct ModuleEntry {
     pub file: String,
     /// Names of the modules that must be loaded before it (direct ones; `.modinfo` `depends=`).
     pub depends: Vec<String>,
+    /// Names of modules that it uses if they are there (`softdep=`): loaded before it where possible,
+    /// and no reason to fail where not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub soft: Vec<String>,
     /// Shell patterns (`fnmatch(3)`: `*`, `?`, `[…]`) over modaliases (`.modinfo` `alias=`).
     pub aliases: Vec<String>,
 }

@@ -1,0 +1,152 @@
+//! The appliance's `/init`: built by cargo from the project's own sources, and proved to be static,
+//! because there is no dynamic loader in the appliance that could start it otherwise.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use goblin::elf::{Elf, header::EM_X86_64, program_header::PT_INTERP};
+use serde::Deserialize;
+
+use crate::command;
+use crate::progress::Progress;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// Builds the package `init` of a workspace; where nothing changed, cargo sees that by itself.
+pub(crate) fn build(workspace: &Path, progress: &dyn Progress) -> anyhow::Result<PathBuf> {
+    ensure!(
+        workspace.join("init/Cargo.toml").is_file(),
+        "The sources of /init are not in {}; run monobloc in a checkout of the project",
+        workspace.display()
+    );
+    let step = progress.step("build /init");
+    let cargo = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut cargo = Command::new(cargo);
+    cargo
+        .current_dir(workspace)
+        .args([
+            "build",
+            "--release",
+            "--package=init",
+            "--bin=init",
+            "--message-format=json",
+            "--target",
+            TARGET,
+        ])
+        .arg("--config")
+        .arg(remapped_paths(workspace))
+        // These would take the place of the project's own flags, which make the binary static.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let output = command::run(&mut cargo).context("Cannot build /init")?;
+    let path =
+        executable(&String::from_utf8_lossy(&output)).context("cargo did not say where it put /init")?;
+    step.finish();
+    Ok(path)
+}
+
+/// Cargo's setting that keeps the places of sources out of the binary's panic messages: the image
+/// must not depend on where it was made.
+fn remapped_paths(workspace: &Path) -> String {
+    let home = env::var_os("CARGO_HOME")
+        .map(PathBuf::from)
+        .or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cargo")));
+    let flags: Vec<String> = [(home.as_deref(), "/cargo"), (Some(workspace), "/monobloc")]
+        .into_iter()
+        .filter_map(|(from, to)| Some(format!("--remap-path-prefix={}={to}", from?.to_str()?)))
+        .map(|flag| toml::Value::String(flag).to_string())
+        .collect();
+    format!("target.{TARGET}.rustflags=[{}]", flags.join(","))
+}
+
+/// Finds the binary in what `cargo build --message-format=json` prints.
+fn executable(messages: &str) -> Option<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        executable: Option<PathBuf>,
+        target: Option<Target>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+    }
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+        .filter(|message| {
+            message
+                .target
+                .as_ref()
+                .is_some_and(|target| target.name == "init")
+        })
+        .find_map(|message| message.executable)
+}
+
+/// Checks that the kernel can start a program without anything else on disk.
+///
+/// # Errors
+/// It is no x86-64 program, or it wants an interpreter or libraries, which are named.
+pub(crate) fn prove_static(bytes: &[u8]) -> anyhow::Result<()> {
+    let elf = Elf::parse(bytes).context("/init is no program (ELF)")?;
+    ensure!(
+        elf.header.e_machine == EM_X86_64 && elf.is_64,
+        "/init is not for x86-64"
+    );
+    let interpreter = elf
+        .program_headers
+        .iter()
+        .any(|header| header.p_type == PT_INTERP);
+    ensure!(
+        !interpreter,
+        "/init wants the dynamic loader {}; build it with `-C target-feature=+crt-static` and an explicit target",
+        elf.interpreter.unwrap_or("of the system")
+    );
+    ensure!(
+        elf.libraries.is_empty(),
+        "/init wants the libraries {}; it must be static",
+        elf.libraries.join(", ")
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_static_program_is_taken() {
+        let own = std::fs::read("/proc/self/exe").unwrap();
+        prove_static(&own).expect("the tests are linked statically, as everything here is");
+    }
+
+    #[test]
+    fn a_dynamic_program_is_refused_with_what_it_wants() {
+        let bash = std::fs::read("/bin/bash").unwrap();
+        let error = prove_static(&bash).unwrap_err().to_string();
+        assert!(error.contains("ld-linux-x86-64.so.2"), "{error}");
+        assert!(prove_static(b"#!/bin/sh\n").is_err());
+    }
+
+    #[test]
+    fn the_binary_is_found_in_cargos_messages() {
+        let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"sys\"},\"executable\":null}\nnoise\n\
+                        {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"init\"},\"executable\":\"/t/init\"}\n";
+        assert_eq!(executable(messages), Some(PathBuf::from("/t/init")));
+        assert_eq!(executable("{\"reason\":\"build-finished\"}"), None);
+    }
+
+    #[test]
+    fn a_path_with_odd_letters_stays_one_setting() {
+        let setting = remapped_paths(Path::new("/a \"b\\c"));
+        let value: toml::Table = setting
+            .parse()
+            .unwrap_or_else(|error| panic!("{setting}: {error}"));
+        let flags = value["target"][TARGET]["rustflags"].as_array().unwrap();
+        assert_eq!(
+            flags.last().unwrap().as_str(),
+            Some("--remap-path-prefix=/a \"b\\c=/monobloc")
+        );
+    }
+}
