@@ -11,15 +11,20 @@
 
 #![forbid(unsafe_code)]
 
-mod client;
+pub mod api;
+pub mod client;
+pub mod host;
+pub mod image;
 pub mod images;
 pub mod machine;
 pub mod process;
 pub mod registry;
 pub mod setup;
+pub mod site;
 pub mod terminal;
 mod token;
 pub mod transcript;
 
-pub use machine::{Boot, Machine};
+pub use client::Docker;
+pub use machine::{Boot, Disk, Machine};
 pub use process::Outcome;

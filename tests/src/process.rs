@@ -28,7 +28,6 @@ const TIMED_OUT: i32 = 124;
 impl Outcome {
     /// Its output; panics unless it succeeded.
     #[track_caller]
-    #[must_use]
     pub fn ok(self) -> String {
         assert!(self.code == 0, "{self}");
         self.stdout
@@ -36,7 +35,6 @@ impl Outcome {
 
     /// What it said when it failed, both streams; panics if it succeeded or did not end.
     #[track_caller]
-    #[must_use]
     pub fn failed(self) -> String {
         assert!(
             self.code != 0 && self.code != TIMED_OUT,

@@ -131,7 +131,7 @@ impl Registry {
             "--digestfile",
             &digest_file,
         ];
-        let _ = run(
+        run(
             LIMIT,
             "skopeo",
             options.into_iter().chain([from.as_str(), &to]),
@@ -232,7 +232,7 @@ mod tests {
         assert!(inspect(&open, "box:1", &[]).ok().contains(&digest));
         assert!(open.blob_file(&digest).exists());
         let closed = open.beside(Access::Password);
-        let _ = inspect(&closed, "box:1", &[]).failed();
-        let _ = inspect(&closed, "box:1", &["--creds", &format!("{USER}:{PASSWORD}")]).ok();
+        inspect(&closed, "box:1", &[]).failed();
+        inspect(&closed, "box:1", &["--creds", &format!("{USER}:{PASSWORD}")]).ok();
     }
 }

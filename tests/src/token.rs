@@ -22,13 +22,16 @@ const LIFETIME: u64 = 300;
 pub(crate) const SERVICE: &str = "the test registry";
 pub(crate) const ISSUER: &str = "the test token service";
 
+/// Requests to the service: path with query, and the user who authenticated.
+pub(crate) type Asked = Arc<Mutex<Vec<(String, Option<String>)>>>;
+
 /// The running service; it ends with the process.
 pub(crate) struct TokenService {
     pub(crate) port: u16,
     /// Certificate that tokens are signed under. PEM.
     pub(crate) certificate: String,
-    /// The requests so far: path with query, and the user who authenticated.
-    pub(crate) asked: Arc<Mutex<Vec<(String, Option<String>)>>>,
+    /// The requests so far.
+    pub(crate) asked: Asked,
 }
 
 struct Signer {

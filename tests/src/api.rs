@@ -1,0 +1,60 @@
+//! Requests that docker has no command for (`/monobloc/v1/…`), over TLS with the site's certificate.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+use crate::client::Endpoint;
+
+/// How long an answer may take.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Sends a request without a body; gives the status and the body of the answer.
+///
+/// # Errors
+/// There is no connection, no trust, or no answer.
+pub fn request(endpoint: &Endpoint, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    let config = client_config(&endpoint.certificates)?;
+    let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
+    let connection = ClientConnection::new(Arc::new(config), name)?;
+    let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, endpoint.port))?;
+    socket.set_read_timeout(Some(LIMIT))?;
+    let mut stream = StreamOwned::new(connection, socket);
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: monobloc\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    )?;
+    let mut answer = Vec::new();
+    match stream.read_to_end(&mut answer) {
+        // A machine that goes down does not always say goodbye.
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof || answer.ends_with(b"}") => {}
+        other => _ = other?,
+    }
+    let answer = String::from_utf8_lossy(&answer).into_owned();
+    let (head, body) = answer.split_once("\r\n\r\n").context("The API gave no answer")?;
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("The API gave no status")?;
+    Ok((status, body.to_owned()))
+}
+
+fn client_config(certificates: &Path) -> anyhow::Result<ClientConfig> {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificates.join("ca.pem"))?)?;
+    let chain =
+        CertificateDer::pem_file_iter(certificates.join("cert.pem"))?.collect::<Result<Vec<_>, _>>()?;
+    let key = PrivateKeyDer::from_pem_file(certificates.join("key.pem"))?;
+    Ok(ClientConfig::builder()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)?)
+}

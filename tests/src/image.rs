@@ -1,0 +1,46 @@
+//! The images under test, built once per process from their recipes, by the builder itself.
+
+use std::sync::OnceLock;
+
+use anyhow::anyhow;
+use monobloc::image::{BuildOptions, build};
+use monobloc::recipe::Recipe;
+
+use crate::registry::HOST_OF_GUEST;
+use crate::setup::workspace;
+
+/// Which image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// `images/quickstart.toml`, which also takes registries of this machine.
+    Quickstart,
+    /// `images/web.toml`.
+    Web,
+}
+
+pub use monobloc::image::BuiltImage as Built;
+
+/// Builds an image, or finds it built.
+///
+/// # Errors
+/// It cannot be built.
+pub fn built(kind: Kind) -> anyhow::Result<&'static Built> {
+    static BUILT: [OnceLock<Result<Built, String>>; 2] = [OnceLock::new(), OnceLock::new()];
+    let file = match kind {
+        Kind::Quickstart => "images/quickstart.toml",
+        Kind::Web => "images/web.toml",
+    };
+    let built = BUILT[kind as usize].get_or_init(|| {
+        let make = || {
+            let mut recipe = Recipe::load(&workspace().join(file))?;
+            recipe.registry.insecure.push(HOST_OF_GUEST.to_owned());
+            build(
+                &recipe,
+                &BuildOptions::from_environment()?,
+                &monobloc::progress::Silent,
+            )
+        };
+        make().map_err(|error: anyhow::Error| format!("{error:#}"))
+    });
+    built.as_ref().map_err(|error| anyhow!("{error}"))
+}
