@@ -6,13 +6,12 @@ use anyhow::anyhow;
 use monobloc::image::{BuildOptions, build};
 use monobloc::recipe::Recipe;
 
-use crate::registry::HOST_OF_GUEST;
 use crate::setup::workspace;
 
 /// Which image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// `images/quickstart.toml`, which also takes registries of this machine.
+    /// `images/quickstart.toml`
     Quickstart,
     /// `images/web.toml`.
     Web,
@@ -32,8 +31,7 @@ pub fn built(kind: Kind) -> anyhow::Result<&'static Built> {
     };
     let built = BUILT[kind as usize].get_or_init(|| {
         let make = || {
-            let mut recipe = Recipe::load(&workspace().join(file))?;
-            recipe.registry.insecure.push(HOST_OF_GUEST.to_owned());
+            let recipe = Recipe::load(&workspace().join(file))?;
             build(
                 &recipe,
                 &BuildOptions::from_environment()?,

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod bare;
 pub mod client;
 pub mod host;
 pub mod image;

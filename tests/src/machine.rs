@@ -82,7 +82,7 @@ pub struct Boot {
 }
 
 impl Boot {
-    /// The image of `images/quickstart.toml`, which also takes registries of this machine.
+    /// The image of `images/quickstart.toml`.
     #[must_use]
     pub fn quickstart() -> Self {
         Self {
@@ -144,6 +144,12 @@ impl Boot {
             identity: false,
             ..self
         }
+    }
+
+    /// QEMU's arguments for the machine that it is to imitate, without what it boots.
+    #[must_use]
+    pub fn hardware(&self) -> Vec<String> {
+        hardware(self)
     }
 
     /// Boots, and waits until the API listens.

@@ -1,6 +1,9 @@
 //! What the builder makes, held against other programs that know the formats; and what it says to
 //! mistakes.
 
+// What fails here fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,8 @@
 //! Containers as the unmodified docker command, and bollard, know them: one machine, many tests.
 
+// What fails here fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::sync::LazyLock;
 
 use tests::{Boot, Docker, Machine};

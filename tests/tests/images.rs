@@ -1,6 +1,9 @@
 //! Images: pulled, loaded, imported, listed and removed; the bad ones refused, with nothing left
 //! behind; and a whole Debian.
 
+// What fails here fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -158,7 +161,8 @@ fn a_registry_that_is_not_there_is_named() {
 
 #[test]
 fn archives_of_both_forms_are_loaded_plain_and_compressed() {
-    let cases: [(&str, fn(&Image) -> Vec<u8>); 4] = [
+    type Pack = fn(&Image) -> Vec<u8>;
+    let cases: [(&str, Pack); 4] = [
         ("loaded:docker", Image::docker_archive),
         ("loaded:oci", Image::oci_archive),
         ("loaded:docker-gz", |image| gzip(&image.docker_archive())),

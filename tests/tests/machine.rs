@@ -1,6 +1,9 @@
 //! The machine itself: how it boots, from what, with which disk, and how it ends. Each test boots its
 //! own.
 
+// What fails here fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::time::Duration;
 

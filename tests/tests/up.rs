@@ -1,5 +1,8 @@
 //! The newcomer's way: the real `monobloc` command from `up` to `down`, in folders of its own.
 
+// What fails here fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::ffi::OsStr;
 use std::time::Duration;
 

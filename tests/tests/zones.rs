@@ -1,6 +1,9 @@
 //! What holds a zone in, and what it may still do: each check has a twin that lets the good case
 //! through.
 
+// What fails here fails the test.
+#![allow(clippy::unwrap_used)]
+
 use std::sync::LazyLock;
 
 use tests::{Boot, Docker, Machine, host};
@@ -25,7 +28,10 @@ fn root_in_a_zone_is_nobody_outside() {
             .split_whitespace()
             .map(|field| field.parse::<u32>().unwrap())
             .collect::<Vec<_>>();
-        assert!(matches!(fields[..], [0, 65_536.., 65_536]), "{map}");
+        assert!(
+            matches!(fields[..], [0, outside, 65_536] if outside >= 65_536),
+            "{map}"
+        );
     }
     assert_eq!(sh("", "id -u; touch /file; stat -c %u:%g /file"), "0\n0:0");
 }

@@ -1,0 +1,161 @@
+//! The least that a kernel can boot: an initramfs whose one program powers the machine off. What the
+//! appliance's boot is measured beside.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+
+use crate::image::Built;
+use crate::process::{bound, spawn};
+use crate::transcript::Transcript;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// `reboot(2)`: first and second magic number, and the command to power off.
+const MAGIC1: u32 = 0xfee1_dead;
+const MAGIC2: u32 = 0x2812_1969;
+const POWER_OFF: u32 = 0x4321_fedc;
+/// x86-64's number of `reboot(2)`.
+const REBOOT: u32 = 169;
+
+/// Where the program lies in memory.
+const ADDRESS: u64 = 0x0040_0000;
+const EHDR_SIZE: u64 = 64;
+const PHDR_SIZE: u64 = 56;
+
+/// A static ELF program that powers the machine off (System V ABI, gABI chapters 4 and 5).
+#[must_use]
+pub fn power_off_program() -> Vec<u8> {
+    let mut code = vec![0xb8]; // mov eax, imm32
+    code.extend(REBOOT.to_le_bytes());
+    code.push(0xbf); // mov edi, imm32
+    code.extend(MAGIC1.to_le_bytes());
+    code.push(0xbe); // mov esi, imm32
+    code.extend(MAGIC2.to_le_bytes());
+    code.push(0xba); // mov edx, imm32
+    code.extend(POWER_OFF.to_le_bytes());
+    code.extend([0x0f, 0x05]); // syscall
+    code.extend([0xeb, 0xfe]); // jmp to itself
+    let size = EHDR_SIZE + PHDR_SIZE + code.len() as u64;
+
+    // 64 bits, little-endian, version 1.
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    elf.extend([2_u16.to_le_bytes(), 62_u16.to_le_bytes()].concat()); // executable, x86-64
+    elf.extend(1_u32.to_le_bytes());
+    for word in [ADDRESS + EHDR_SIZE + PHDR_SIZE, EHDR_SIZE, 0] {
+        elf.extend(word.to_le_bytes()); // entry, program headers, no sections
+    }
+    elf.extend(0_u32.to_le_bytes());
+    for half in [EHDR_SIZE as u16, PHDR_SIZE as u16, 1, 0, 0, 0] {
+        elf.extend(half.to_le_bytes());
+    }
+    elf.extend(1_u32.to_le_bytes()); // to be loaded
+    elf.extend(5_u32.to_le_bytes()); // readable, executable
+    for word in [0, ADDRESS, ADDRESS, size, size, 0x1000] {
+        elf.extend(word.to_le_bytes());
+    }
+    elf.extend(code);
+    elf
+}
+
+/// An initramfs with that program as `/init` (kernel, `Documentation/driver-api/early-userspace/buffer-format`).
+#[must_use]
+pub fn initramfs() -> Vec<u8> {
+    let mut archive = Vec::new();
+    for (name, mode, content) in [
+        ("init", 0o100_755, power_off_program()),
+        ("TRAILER!!!", 0, Vec::new()),
+    ] {
+        let fields = [1, mode, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+        archive.extend(b"070701");
+        archive.extend(
+            fields
+                .iter()
+                .flat_map(|field| format!("{field:08x}").into_bytes()),
+        );
+        archive.extend(name.bytes().chain([0]));
+        archive.resize(archive.len().next_multiple_of(4), 0);
+        archive.extend(content);
+        archive.resize(archive.len().next_multiple_of(4), 0);
+    }
+    archive
+}
+
+/// Boots an image's kernel with that initramfs until the machine is off, in the hardware of `machine`
+/// (QEMU arguments); gives the time from QEMU's start to its end.
+///
+/// # Errors
+/// The machine does not go off.
+pub fn boot(image: &Built, hardware: &[String]) -> anyhow::Result<Duration> {
+    let folder = tempfile::tempdir()?;
+    let initrd = folder.path().join("initrd");
+    fs::write(&initrd, initramfs())?;
+    let mut command = bound("qemu-system-x86_64");
+    command.args(hardware).args([
+        Path::new("-kernel"),
+        &image.vmlinuz,
+        Path::new("-initrd"),
+        &initrd,
+    ]);
+    command.arg("-append").arg(&image.cmdline);
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit());
+    let started = Instant::now();
+    let mut qemu = spawn(command)?;
+    let console = Transcript::follow("the console", qemu.stdout.take().context("QEMU has no console")?);
+    let off = console.wait_end(LIMIT);
+    let took = started.elapsed();
+    let _ = qemu.kill();
+    let _ = qemu.wait();
+    ensure!(off, "the machine did not go off:\n{}", console.tail());
+    Ok(took)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::process::run;
+
+    #[test]
+    fn the_program_is_one_that_other_programs_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("init");
+        fs::write(&file, power_off_program()).unwrap();
+        let told = run(
+            Duration::from_secs(10),
+            "readelf",
+            ["-hl".as_ref(), file.as_os_str()],
+            &[],
+            b"",
+        )
+        .ok();
+        assert!(
+            told.contains("Advanced Micro Devices X86-64") && told.contains("LOAD"),
+            "{told}"
+        );
+        assert!(told.contains("0x400078"), "{told}");
+    }
+
+    #[test]
+    fn the_initramfs_holds_the_program() {
+        let listed = run(
+            Duration::from_secs(10),
+            "cpio",
+            ["-itv", "--quiet"],
+            &[],
+            &initramfs(),
+        )
+        .ok();
+        assert!(
+            listed.starts_with("-rwxr-xr-x") && listed.ends_with("init"),
+            "{listed}"
+        );
+    }
+}
