@@ -2,18 +2,13 @@
 //! installed, and what would start a service (the docker and registry packages) is only unpacked
 //! into the cache, `$XDG_CACHE_HOME/monobloc/tests`.
 
-use std::collections::BTreeSet;
 use std::env;
-use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{LazyLock, OnceLock};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
-
-use crate::process::run;
 
 /// Debian packages whose programs the suites call, besides those that the builder installs itself.
 const TOOLS: &[&str] = &[
@@ -33,9 +28,6 @@ const TOOLS: &[&str] = &[
     "zstd",
 ];
 
-/// Limit of one package operation, downloads included.
-const LIMIT: Duration = Duration::from_secs(600);
-
 /// The project's folder.
 #[must_use]
 pub fn workspace() -> &'static Path {
@@ -49,16 +41,8 @@ pub fn workspace() -> &'static Path {
 /// # Panics
 /// It cannot be made.
 pub fn cache() -> &'static Path {
-    static CACHE: OnceLock<PathBuf> = OnceLock::new();
-    CACHE.get_or_init(|| {
-        let base = env::var_os("XDG_CACHE_HOME")
-            .map(PathBuf::from)
-            .filter(|path| path.is_absolute());
-        let base = base.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cache")));
-        let cache = base.expect("set HOME or XDG_CACHE_HOME").join("monobloc/tests");
-        fs::create_dir_all(&cache).unwrap_or_else(|error| panic!("cannot make {}: {error}", cache.display()));
-        cache
-    })
+    static CACHE: LazyLock<PathBuf> = LazyLock::new(tools::cache);
+    &CACHE
 }
 
 /// A place of the cache that one process at a time may fill: `fill` is called unless it is there,
@@ -81,65 +65,12 @@ pub fn cached(name: &str, fill: impl FnOnce(&Path) -> anyhow::Result<()>) -> any
     Ok(path)
 }
 
-/// Installs the [`TOOLS`] that are missing; once per process.
+/// Installs the [`TOOLS`] that are missing.
 ///
 /// # Panics
 /// They cannot be installed.
 pub fn tools() {
-    static DONE: OnceLock<()> = OnceLock::new();
-    DONE.get_or_init(|| install(TOOLS).unwrap_or_else(|error| panic!("{error:#}")));
-}
-
-fn install(packages: &[&str]) -> anyhow::Result<()> {
-    let lock = File::create(cache().join("apt.lock"))?;
-    lock.lock()?;
-    let format = "${Package} ${db:Status-Status}\n";
-    let known = run(
-        LIMIT,
-        "dpkg-query",
-        ["-W", "-f", format].iter().chain(packages),
-        &[],
-        b"",
-    )
-    .stdout;
-    let installed = known
-        .lines()
-        .filter_map(|line| line.strip_suffix(" installed"))
-        .collect::<BTreeSet<_>>();
-    let missing = packages
-        .iter()
-        .filter(|package| !installed.contains(**package))
-        .copied()
-        .collect::<Vec<_>>();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    ensure!(
-        rustix::process::geteuid().is_root(),
-        "The tests need Debian's {}; run them as root, or install these first: apt-get install {}",
-        missing.join(", "),
-        missing.join(" ")
-    );
-    update_lists()?;
-    let quiet: &[(&str, &OsStr)] = &[("DEBIAN_FRONTEND", "noninteractive".as_ref())];
-    let options = ["install", "--yes", "--no-install-recommends"];
-    let outcome = run(LIMIT, "apt-get", options.iter().chain(&missing), quiet, b"");
-    ensure!(outcome.code == 0, "Cannot install what the tests need: {outcome}");
-    Ok(())
-}
-
-/// Fetches apt's package lists if there are none, as on a machine that was never updated.
-fn update_lists() -> anyhow::Result<()> {
-    let shell = Shell::new()?;
-    let lists = cmd!(shell, "apt-get indextargets --format $(FILENAME)")
-        .quiet()
-        .read()?;
-    if lists.lines().any(|list| Path::new(list).exists()) {
-        return Ok(());
-    }
-    let outcome = run(LIMIT, "apt-get", ["update"], &[], b"");
-    ensure!(outcome.code == 0, "Cannot fetch apt's package lists: {outcome}");
-    Ok(())
+    tools::need(TOOLS);
 }
 
 /// A folder with a Debian package's files, unpacked there and not installed.
@@ -150,7 +81,7 @@ fn update_lists() -> anyhow::Result<()> {
 pub fn unpacked(package: &str) -> PathBuf {
     let made = cached(&format!("unpacked-{package}"), |unfinished| {
         fs::create_dir_all(unfinished)?;
-        update_lists()?;
+        tools::update_lists();
         let shell = Shell::new()?;
         let download = shell.create_temp_dir()?;
         shell.change_dir(download.path());
@@ -222,7 +153,7 @@ fn build_monobloc() -> anyhow::Result<PathBuf> {
 /// # Errors
 /// apt has no lists of it.
 pub fn debian_release() -> anyhow::Result<(String, String)> {
-    update_lists()?;
+    tools::update_lists();
     let release = fs::read_to_string("/etc/os-release").context("This machine is no Debian")?;
     let code_name = release
         .lines()
