@@ -54,9 +54,17 @@ fn answer(mut stream: &TcpStream, text: &str) -> io::Result<()> {
 /// # Errors
 /// There is no answer, or one that is not 200.
 pub fn get(port: u16, path: &str) -> io::Result<String> {
+    get_with(port, path, "")
+}
+
+/// As [`get`], with more header lines, each with its line end.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_with(port: u16, path: &str, headers: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(LIMIT))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: localhost\r\n{headers}\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer

@@ -79,6 +79,8 @@ pub struct Boot {
     firmware: bool,
     network: bool,
     identity: bool,
+    /// Added to the kernel command line.
+    command_line: &'static str,
 }
 
 impl Boot {
@@ -92,6 +94,7 @@ impl Boot {
             firmware: false,
             network: true,
             identity: true,
+            command_line: "",
         }
     }
 
@@ -133,6 +136,15 @@ impl Boot {
     pub fn without_network(self) -> Self {
         Self {
             network: false,
+            ..self
+        }
+    }
+
+    /// With the keys of the kernel's "magic sysrq" at work ([`Machine::monitor`]: `sendkey alt-sysrq-…`).
+    #[must_use]
+    pub fn with_kernel_keys(self) -> Self {
+        Self {
+            command_line: " sysrq_always_enabled",
             ..self
         }
     }
@@ -441,7 +453,7 @@ fn start_from(boot: &Boot, image: &Built, folder: &Path) -> anyhow::Result<Vec<S
             "-initrd".into(),
             initrd,
             "-append".into(),
-            image.cmdline.clone(),
+            format!("{}{}", image.cmdline, boot.command_line),
         ]);
     }
     let efi = image.efi.as_ref().context("The recipe makes no .efi file")?;

@@ -215,6 +215,7 @@ fn configuration(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::get_with;
     use crate::images::busybox;
 
     fn inspect(registry: &Registry, name: &str, credentials: &[&str]) -> crate::Outcome {
@@ -234,5 +235,35 @@ mod tests {
         let closed = open.beside(Access::Password);
         inspect(&closed, "box:1", &[]).failed();
         inspect(&closed, "box:1", &["--creds", &format!("{USER}:{PASSWORD}")]).ok();
+    }
+
+    #[test]
+    fn tokens_open_public_images_to_anyone_and_others_to_the_user() {
+        use base64::Engine as _;
+
+        let open = Registry::start(Access::Anyone);
+        let closed = open.beside(Access::Token);
+        let tokens = closed.tokens.as_ref().unwrap().port;
+        let basic = base64::prelude::BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"));
+        for (name, credentials, opens) in [
+            ("public/box", String::new(), true),
+            ("private/box", String::new(), false),
+            ("private/box", format!("Authorization: Basic {basic}\r\n"), true),
+        ] {
+            open.push(&format!("{name}:1"), &busybox("box:1"));
+            let answer = get_with(
+                tokens,
+                &format!("/token?service=x&scope=repository:{name}:pull"),
+                &credentials,
+            )
+            .unwrap();
+            let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+            let bearer = format!(
+                "Authorization: Bearer {}\r\nAccept: */*\r\n",
+                answer["token"].as_str().unwrap()
+            );
+            let tags = get_with(closed.port, &format!("/v2/{name}/tags/list"), &bearer);
+            assert_eq!(tags.is_ok(), opens, "{name}: {tags:?}\n{}", closed.log.tail());
+        }
     }
 }

@@ -238,7 +238,7 @@ fn a_full_disk_is_told_and_what_did_not_fit_is_gone() {
 
 #[test]
 fn zones_outlive_the_supervisor() {
-    let machine = Boot::quickstart().blank_disk().start();
+    let machine = Boot::quickstart().blank_disk().with_kernel_keys().start();
     let docker = machine.docker();
     docker.ok("run -d --name survivor busybox sh -c 'echo before; trap \"echo heard; exit 6\" USR1; while :; do sleep 0.2; done'");
     let started = docker.ok("inspect -f '{{.State.Pid}} {{.State.StartedAt}}' survivor");
