@@ -13,8 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-/// Counts with every change of what the builder makes of the same inputs.
-const GENERATION: u32 = 1;
+/// Differs between versions of the builder that may make different things of the same inputs.
+const BUILDER: &str = env!("MONOBLOC_BUILDER_DIGEST");
 
 /// A folder of finished things.
 #[derive(Debug, Clone)]
@@ -104,7 +104,7 @@ fn place(from: &Path, target: &Path) -> anyhow::Result<()> {
 
 /// The digest of everything that a thing is made from, as its name in the cache.
 pub(crate) fn key(inputs: &impl Serialize) -> anyhow::Result<String> {
-    let bytes = serde_json::to_vec(&(GENERATION, env!("CARGO_PKG_VERSION"), inputs))?;
+    let bytes = serde_json::to_vec(&(BUILDER, env!("CARGO_PKG_VERSION"), inputs))?;
     Ok(sha256(&bytes))
 }
 

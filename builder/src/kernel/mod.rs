@@ -7,6 +7,8 @@
 pub mod closure;
 pub mod config;
 pub mod modinfo;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -9,6 +9,8 @@ mod archive;
 mod config;
 mod packages;
 pub(crate) mod rootfs;
+#[cfg(test)]
+mod tests;
 mod tree;
 pub(crate) mod unpacked;
 

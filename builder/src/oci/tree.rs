@@ -284,8 +284,6 @@ mod tests {
         tree.add("a", Node::new(Kind::Hardlink("b".to_owned()), 0o644))
             .unwrap();
         tree.add("b", file("hello")).unwrap();
-        tree.add(&"long/".repeat(60), Node::new(Kind::Folder, 0o700))
-            .unwrap_or_default();
         tree.add(&format!("{}x", "long/".repeat(60)), file("deep"))
             .unwrap();
         let layer = tree.write(&dir.path().join("layer")).unwrap();
@@ -296,6 +294,6 @@ mod tests {
         again
             .add_tar(&mut tar::Archive::new(&bytes[..]), |_| true)
             .unwrap();
-        assert_eq!(again.nodes, tree.nodes, "what was written is read back");
+        assert!(again.nodes == tree.nodes, "what was written is read back");
     }
 }

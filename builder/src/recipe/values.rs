@@ -150,7 +150,7 @@ impl fmt::Display for ByteSize {
         let units = [(40, "T"), (30, "G"), (20, "M"), (10, "K")];
         match units
             .iter()
-            .find(|(shift, _)| self.0 != 0 && self.0 % (1 << shift) == 0)
+            .find(|(shift, _)| self.0 != 0 && self.0.is_multiple_of(1 << shift))
         {
             Some((shift, unit)) => write!(formatter, "{}{unit}", self.0 >> shift),
             None => write!(formatter, "{}", self.0),
