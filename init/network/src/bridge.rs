@@ -1,26 +1,110 @@
 //! One bridge, the zones on it and their published ports.
+//!
+//! What stands is read from the kernel, never from a file: the host's end of a zone's link carries
+//! the zone's id and address as its alias, and the published ports are elements of the packet rules'
+//! maps. So a new supervisor finds all of it by [`Network::open`].
 
+use std::collections::BTreeMap;
+use std::fs;
 use std::net::Ipv4Addr;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{BoundPort, Cidr, Endpoint, Port, Result};
+use rustix::io::Errno;
+use sys::netlink::Family;
+
+use crate::firewall::{Firewall, Publication};
+use crate::links::{Link, Route};
+use crate::netlink::{Batch, Connection};
+use crate::ports;
+use crate::rtnl::{self, Change, VethEnd, Which};
+use crate::{BoundPort, Cidr, Endpoint, Error, Mac, Port, Result};
+
+/// The zone's own end of its link.
+const ZONE_LINK: &str = "eth0";
+/// Index of the loopback link, the same in every namespace.
+const LOOPBACK_INDEX: u32 = 1;
+/// The first word of the alias of a zone's link on the host.
+const ALIAS: &str = "monobloc-zone";
+/// Kind of the bridge's link.
+const BRIDGE: &str = "bridge";
+
+const ID_LENGTH: usize = 128;
+/// `IFNAMSIZ` without the zero byte at the end.
+const LINK_NAME_LENGTH: usize = 15;
 
 /// A bridge of the host with its address, NAT to the other links, and the zones on it.
 ///
-/// All methods may be called from any thread. A zone id is the container's id.
+/// All methods may be called from any thread of the namespace it was opened in. A zone id is the
+/// container's id.
 #[derive(Debug)]
 pub struct Network {
     name: String,
     gateway: Cidr,
+    /// Index of the bridge's link.
+    bridge: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    links: Connection,
+    firewall: Firewall,
+    zones: BTreeMap<String, Zone>,
+    /// The address given last; the search for a free one begins behind it, so that an address
+    /// rests as long as possible before it is used again.
+    last: Ipv4Addr,
+}
+
+#[derive(Debug)]
+struct Zone {
+    endpoint: Endpoint,
+    ports: Vec<Published>,
+}
+
+#[derive(Debug)]
+struct Published {
+    port: BoundPort,
+    /// Keeps the port from everyone else on the host.
+    _reservation: Option<OwnedFd>,
 }
 
 impl Network {
-    /// Makes the bridge `name` (contract: `mono0`) with the address `gateway` (contract:
-    /// `172.17.0.1/16`), or finds it as it is with the zones and published ports it has.
-    /// Works in the network namespace of the calling thread.
+    /// Makes the bridge `name` with the address `gateway` (such as `172.17.0.1/16`), or finds it
+    /// as it is, with the zones and published ports that it has, and puts the packet rules in
+    /// place. Works in the network namespace of the calling thread.
     pub fn open(name: &str, gateway: Cidr) -> Result<Network> {
-        let _ = (name, gateway);
-        Err(unfinished("open the network"))
+        if !usable(name, LINK_NAME_LENGTH) {
+            return Err(Error::LinkName(name.to_owned()));
+        }
+        let hosts = gateway.network().address != gateway.address && gateway.broadcast() != gateway.address;
+        if !(8..=30).contains(&gateway.prefix) || !hosts {
+            return Err(Error::Subnet(gateway));
+        }
+        let mut links = Connection::open(Family::Route)?;
+        let bridge = find_or_make_bridge(&mut links, name, gateway)?;
+        forward_packets(name)?;
+        let mut zones = find_zones(&mut links, bridge, gateway)?;
+        let mut firewall = Firewall::open()?;
+        let published = firewall.published()?;
+        let kept = assign_ports(&mut zones, &published);
+        firewall.install(name, gateway, &kept)?;
+        let last = zones
+            .values()
+            .map(|zone| zone.endpoint.address)
+            .max()
+            .unwrap_or(gateway.address);
+        Ok(Network {
+            name: name.to_owned(),
+            gateway,
+            bridge,
+            state: Mutex::new(State {
+                links,
+                firewall,
+                zones,
+                last,
+            }),
+        })
     }
 
     pub fn name(&self) -> &str {
@@ -33,52 +117,441 @@ impl Network {
     }
 
     /// Gives the zone a link `eth0` in its namespace `netns`, with an address (`wanted`, or a free
-    /// one) and a default route, and brings its loopback up. On an error nothing is left behind.
+    /// one) and a default route, and brings its loopback up. A link that the zone has from an
+    /// earlier life goes first. On an error nothing is left behind.
     pub fn attach(&self, zone_id: &str, netns: BorrowedFd<'_>, wanted: Option<Ipv4Addr>) -> Result<Endpoint> {
-        let _ = (zone_id, netns, wanted);
-        Err(unfinished("attach a zone"))
+        if !usable(zone_id, ID_LENGTH) {
+            return Err(Error::ZoneId(zone_id.to_owned()));
+        }
+        let endpoint = {
+            let mut state = self.state();
+            if state.zones.contains_key(zone_id) {
+                state.detach(zone_id)?;
+            }
+            let endpoint = self.reserve(&mut state, zone_id, wanted)?;
+            let zone = Zone {
+                endpoint: endpoint.clone(),
+                ports: Vec::new(),
+            };
+            state.make_link(self.bridge, zone_id, &endpoint, netns)?;
+            state.zones.insert(zone_id.to_owned(), zone);
+            endpoint
+        };
+        match configure_zone(netns, &endpoint) {
+            Ok(()) => Ok(endpoint),
+            Err(error) => {
+                // The first error is the one to tell; what is left of the link falls with the
+                // zone's namespace.
+                let _ = self.detach(zone_id);
+                Err(error)
+            }
+        }
     }
 
     /// Takes the zone off the network: published ports, link, address. A zone that is not on it,
     /// or whose namespace is gone, is no error.
     pub fn detach(&self, zone_id: &str) -> Result<()> {
-        let _ = zone_id;
-        Err(unfinished("detach a zone"))
+        self.state().detach(zone_id)
     }
 
     /// Publishes ports of an attached zone in addition to those it has; all or none.
-    pub fn publish(&self, zone_id: &str, ports: &[Port]) -> Result<Vec<BoundPort>> {
-        let _ = (zone_id, ports);
-        Err(unfinished("publish ports"))
+    pub fn publish(&self, zone_id: &str, wanted: &[Port]) -> Result<Vec<BoundPort>> {
+        let mut state = self.state();
+        let zone = match state.zones.get(zone_id) {
+            Some(zone) => zone.endpoint.address,
+            None => return Err(Error::NotAttached(zone_id.to_owned())),
+        };
+        let mut published = Vec::with_capacity(wanted.len());
+        for port in wanted {
+            if let Some(holder) = state.holder(port) {
+                return Err(Error::PortPublished {
+                    port: port.host_port.unwrap_or(0),
+                    protocol: port.protocol,
+                    host: port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED),
+                    holder,
+                });
+            }
+            let (port, reservation) = ports::reserve(port)?;
+            published.push(Published {
+                port,
+                _reservation: Some(reservation),
+            });
+        }
+        let bound: Vec<BoundPort> = published.iter().map(|p| p.port).collect();
+        state.firewall.publish(&publications(zone, &bound))?;
+        if let Some(entry) = state.zones.get_mut(zone_id) {
+            entry.ports.extend(published);
+        }
+        Ok(bound)
     }
 
     /// Withdraws all published ports of the zone. One that has none is no error.
     pub fn unpublish(&self, zone_id: &str) -> Result<()> {
-        let _ = zone_id;
-        Err(unfinished("withdraw ports"))
+        self.state().unpublish(zone_id)
     }
 
     /// The zones on the network (also those found by [`Network::open`]), by zone id.
     pub fn endpoints(&self) -> Vec<(String, Endpoint)> {
-        Vec::new()
+        self.state()
+            .zones
+            .iter()
+            .map(|(id, zone)| (id.clone(), zone.endpoint.clone()))
+            .collect()
     }
 
     pub fn endpoint(&self, zone_id: &str) -> Option<Endpoint> {
-        self.endpoints()
-            .into_iter()
-            .find_map(|(id, endpoint)| (id == zone_id).then_some(endpoint))
+        self.state().zones.get(zone_id).map(|zone| zone.endpoint.clone())
     }
 
-    /// The zone's published ports (also those found by [`Network::open`]), in order.
+    /// The zone's published ports (also those found by [`Network::open`]).
     pub fn published(&self, zone_id: &str) -> Vec<BoundPort> {
-        let _ = zone_id;
-        Vec::new()
+        self.state()
+            .zones
+            .get(zone_id)
+            .map(|zone| zone.ports.iter().map(|p| p.port).collect())
+            .unwrap_or_default()
+    }
+
+    /// Chooses the address and names of a zone's link.
+    fn reserve(&self, state: &mut State, zone_id: &str, wanted: Option<Ipv4Addr>) -> Result<Endpoint> {
+        let address = match wanted {
+            Some(address) => self.check_wanted(state, address)?,
+            None => self.free_address(state)?,
+        };
+        state.last = address;
+        Ok(Endpoint {
+            address,
+            prefix: self.gateway.prefix,
+            gateway: self.gateway.address,
+            mac: Mac::of(address),
+            host_link: host_link(zone_id),
+        })
+    }
+
+    fn check_wanted(&self, state: &State, address: Ipv4Addr) -> Result<Ipv4Addr> {
+        let subnet = self.gateway.network();
+        let reserved = [subnet.address, self.gateway.broadcast(), self.gateway.address];
+        if !subnet.contains(address) || reserved.contains(&address) {
+            return Err(Error::AddressOutside { address, subnet });
+        }
+        match state.holder_of(address) {
+            Some(holder) => Err(Error::AddressTaken {
+                address,
+                holder: holder.to_owned(),
+            }),
+            None => Ok(address),
+        }
+    }
+
+    fn free_address(&self, state: &State) -> Result<Ipv4Addr> {
+        let subnet = self.gateway.network();
+        let first = subnet.address.to_bits() + 1;
+        let last = self.gateway.broadcast().to_bits() - 1;
+        let used: std::collections::HashSet<Ipv4Addr> =
+            state.zones.values().map(|z| z.endpoint.address).collect();
+        let after = state.last.to_bits().clamp(first, last);
+        (after + 1..=last)
+            .chain(first..=after)
+            .map(Ipv4Addr::from_bits)
+            .find(|address| *address != self.gateway.address && !used.contains(address))
+            .ok_or_else(|| Error::Exhausted {
+                name: self.name.clone(),
+                subnet,
+            })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is recorded after the kernel has made it, so a panic leaves nothing half
+        // recorded.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn unfinished(action: &str) -> crate::Error {
-    crate::Error::Io {
-        action: action.to_owned(),
-        source: std::io::ErrorKind::Unsupported.into(),
+impl State {
+    /// Makes the zone's link, in one request to the kernel.
+    fn make_link(
+        &mut self,
+        bridge: u32,
+        zone_id: &str,
+        endpoint: &Endpoint,
+        netns: BorrowedFd<'_>,
+    ) -> Result<()> {
+        let name = endpoint.host_link.as_str();
+        let near = VethEnd {
+            name,
+            mac: None,
+            namespace: None,
+            master: Some(bridge),
+        };
+        let far = VethEnd {
+            name: ZONE_LINK,
+            mac: Some(endpoint.mac),
+            namespace: Some(netns),
+            master: None,
+        };
+        let alias = format!("{ALIAS} {zone_id} {}", endpoint.address);
+        let mut batch = Batch::new();
+        rtnl::new_veth(&mut batch, near, far);
+        let change = Change {
+            alias: Some(&alias),
+            ..Change::default()
+        };
+        rtnl::set_link(&mut batch, Which::Name(name), change);
+        self.links.run(batch).map(drop).map_err(|failure| {
+            if failure.index > 0 {
+                let _ = self.delete_link(name);
+            }
+            failure.to(format!("make the network link of the container {zone_id}"))
+        })
+    }
+
+    fn delete_link(&mut self, name: &str) -> Result<()> {
+        let mut batch = Batch::new();
+        rtnl::delete_link(&mut batch, Which::Name(name));
+        match self.links.run(batch) {
+            Ok(_) => Ok(()),
+            Err(f) if f.errno() == Some(Errno::NODEV) => Ok(()),
+            Err(f) => Err(f.to(format!("remove the network link {name}"))),
+        }
+    }
+
+    fn detach(&mut self, zone_id: &str) -> Result<()> {
+        self.unpublish(zone_id)?;
+        if let Some(zone) = self.zones.get(zone_id) {
+            let link = zone.endpoint.host_link.clone();
+            self.delete_link(&link)?;
+            self.zones.remove(zone_id);
+        }
+        Ok(())
+    }
+
+    fn unpublish(&mut self, zone_id: &str) -> Result<()> {
+        let Some(zone) = self.zones.get_mut(zone_id) else {
+            return Ok(());
+        };
+        if zone.ports.is_empty() {
+            return Ok(());
+        }
+        let bound: Vec<BoundPort> = zone.ports.iter().map(|p| p.port).collect();
+        self.firewall
+            .withdraw(&publications(zone.endpoint.address, &bound))?;
+        zone.ports.clear();
+        Ok(())
+    }
+
+    /// The zone that has the port, or one that excludes it, published already.
+    fn holder(&self, wanted: &Port) -> Option<String> {
+        let host_port = wanted.host_port?;
+        let everywhere = |ip: Ipv4Addr| ip.is_unspecified();
+        let host_ip = wanted.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        let excludes = |other: &BoundPort| {
+            (other.protocol, other.host_port) == (wanted.protocol, host_port)
+                && (other.host_ip == host_ip || everywhere(other.host_ip) || everywhere(host_ip))
+        };
+        self.zones
+            .iter()
+            .find(|(_, zone)| zone.ports.iter().any(|p| excludes(&p.port)))
+            .map(|(id, _)| id.clone())
+    }
+
+    fn holder_of(&self, address: Ipv4Addr) -> Option<&str> {
+        self.zones
+            .iter()
+            .find(|(_, zone)| zone.endpoint.address == address)
+            .map(|(id, _)| id.as_str())
+    }
+}
+
+fn find_or_make_bridge(links: &mut Connection, name: &str, gateway: Cidr) -> Result<u32> {
+    let action = || format!("make the bridge {name}");
+    let bridge = match get_link(links, name) {
+        Ok(Some(link)) => link,
+        Ok(None) => {
+            let mut batch = Batch::new();
+            rtnl::new_bridge(&mut batch, name, Mac::of(gateway.address));
+            rtnl::get_link(&mut batch, Which::Name(name));
+            let replies = links.run(batch).map_err(|f| f.to(action()))?;
+            replies.iter().find_map(rtnl::link).ok_or_else(|| Error::Answer {
+                action: action(),
+                reason: "it does not tell of the link",
+            })?
+        }
+        Err(error) => return Err(error),
+    };
+    if bridge.kind.as_deref() != Some(BRIDGE) {
+        return Err(Error::NotABridge(name.to_owned()));
+    }
+    let mut batch = Batch::new();
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    rtnl::set_link(&mut batch, Which::Index(bridge.index), up);
+    rtnl::replace_address(&mut batch, bridge.index, gateway, None);
+    links.run(batch).map_err(|f| f.to(action()))?;
+    Ok(bridge.index)
+}
+
+fn get_link(links: &mut Connection, name: &str) -> Result<Option<Link>> {
+    let mut batch = Batch::new();
+    rtnl::get_link(&mut batch, Which::Name(name));
+    match links.run(batch) {
+        Ok(replies) => Ok(replies.iter().find_map(rtnl::link)),
+        Err(f) if f.errno() == Some(Errno::NODEV) => Ok(None),
+        Err(f) => Err(f.to(format!("look up the network link {name}"))),
+    }
+}
+
+/// The zones whose links are ports of the bridge.
+fn find_zones(links: &mut Connection, bridge: u32, gateway: Cidr) -> Result<BTreeMap<String, Zone>> {
+    let replies = links
+        .dump(rtnl::LIST_LINKS, rtnl::list_links)
+        .map_err(|f| f.to("list the network links"))?;
+    let zone = |link: Link| {
+        let alias = link.alias?;
+        let mut words = alias.split(' ');
+        let (ALIAS, id, address) = (words.next()?, words.next()?, words.next()?) else {
+            return None;
+        };
+        let address: Ipv4Addr = address.parse().ok()?;
+        let endpoint = Endpoint {
+            address,
+            prefix: gateway.prefix,
+            gateway: gateway.address,
+            mac: Mac::of(address),
+            host_link: link.name,
+        };
+        let zone = Zone {
+            endpoint,
+            ports: Vec::new(),
+        };
+        Some((id.to_owned(), zone))
+    };
+    Ok(replies
+        .iter()
+        .filter_map(rtnl::link)
+        .filter(|link| link.master == Some(bridge))
+        .filter_map(zone)
+        .collect())
+}
+
+/// Gives the zones their ports back and returns the publications that belong to one; the others'
+/// zones are gone.
+fn assign_ports(zones: &mut BTreeMap<String, Zone>, published: &[Publication]) -> Vec<Publication> {
+    let mut kept = Vec::new();
+    for publication in published {
+        let owner = zones
+            .values_mut()
+            .find(|zone| zone.endpoint.address == publication.zone);
+        if let Some(zone) = owner {
+            kept.push(*publication);
+            zone.ports.push(Published {
+                port: publication.port,
+                // The port works without; something else may have taken it meanwhile.
+                _reservation: ports::reserve_again(&publication.port).ok(),
+            });
+        }
+    }
+    kept
+}
+
+/// Sets up what is inside the zone: two requests on a socket of its namespace.
+fn configure_zone(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result<()> {
+    let mut links = Connection::open_in(netns, Family::Route)?;
+    let action = "configure the container's network link";
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    let mut batch = Batch::new();
+    rtnl::set_link(&mut batch, Which::Index(LOOPBACK_INDEX), up);
+    rtnl::set_link(&mut batch, Which::Name(ZONE_LINK), up);
+    rtnl::get_link(&mut batch, Which::Name(ZONE_LINK));
+    let replies = links.run(batch).map_err(|f| f.to(action))?;
+    let link = replies
+        .iter()
+        .find_map(rtnl::link)
+        .ok_or_else(|| Error::NoSuchLink(ZONE_LINK.to_owned()))?;
+    let mut batch = Batch::new();
+    let address = Cidr::new(endpoint.address, endpoint.prefix);
+    rtnl::replace_address(&mut batch, link.index, address, None);
+    rtnl::replace_route(&mut batch, &Route::default_by(endpoint.gateway, link.index));
+    links.run(batch).map_err(|f| f.to(action))?;
+    Ok(())
+}
+
+/// Lets the host forward packets, and use the zones' published ports by its loopback addresses
+/// (the packet rules keep those from everyone else).
+fn forward_packets(bridge: &str) -> Result<()> {
+    for path in [
+        "/proc/sys/net/ipv4/ip_forward".to_owned(),
+        format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
+    ] {
+        fs::write(&path, "1").map_err(|source| Error::Io {
+            action: format!("set {path} to 1"),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn publications(zone: Ipv4Addr, ports: &[BoundPort]) -> Vec<Publication> {
+    ports
+        .iter()
+        .map(|port| Publication { port: *port, zone })
+        .collect()
+}
+
+/// Name of a zone's link on the host: told by the id's beginning if it is hexadecimal, else by a
+/// hash of it (64-bit FNV-1a), which is as good as unique among the zones of a machine.
+fn host_link(zone_id: &str) -> String {
+    const DIGITS: usize = 12;
+    let head: Option<&str> = zone_id.get(..DIGITS);
+    match head.filter(|head| head.bytes().all(|b| b.is_ascii_hexdigit())) {
+        Some(head) => format!("mz-{head}"),
+        None => {
+            let hash = zone_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+            });
+            format!("mz-{:012x}", hash >> 16)
+        }
+    }
+}
+
+/// Whether a text is safe as a link's name or within an alias.
+fn usable(text: &str, longest: usize) -> bool {
+    (1..=longest).contains(&text.len())
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+        && text != "."
+        && text != ".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_name_fits_the_kernel_and_tells_zones_apart() {
+        let hex = "0123456789abcdef".repeat(4);
+        assert_eq!(host_link(&hex), "mz-0123456789ab");
+        let names: std::collections::BTreeSet<String> =
+            ["web", "web1", "1web", "a-zone-with-a-long-name", &hex]
+                .iter()
+                .map(|id| host_link(id))
+                .collect();
+        assert_eq!(names.len(), 5);
+        assert!(names.iter().all(|name| usable(name, LINK_NAME_LENGTH)));
+    }
+
+    #[test]
+    fn ids_that_could_be_taken_for_something_else_are_not_usable() {
+        for id in ["", " ", "a b", "a/b", "..", ".", "ä", "a\n", &"x".repeat(129)] {
+            assert!(!usable(id, ID_LENGTH), "{id:?}");
+        }
+        for id in ["web", "my_app-1.2", &"f".repeat(64)] {
+            assert!(usable(id, ID_LENGTH), "{id:?}");
+        }
     }
 }

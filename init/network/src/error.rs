@@ -28,8 +28,8 @@ pub enum Error {
     AddressTaken { address: Ipv4Addr, holder: String },
     #[error("The address {address} is not a usable one of the network {subnet}; choose another or none")]
     AddressOutside { address: Ipv4Addr, subnet: Cidr },
-    #[error("The container {0} is on the network already; detach it first")]
-    AlreadyAttached(String),
+    #[error("The network link {0} is there and is no bridge; remove it or choose another name")]
+    NotABridge(String),
     #[error("The container {0} is not on the network, so it cannot publish ports; start it first")]
     NotAttached(String),
     #[error("The zone id {0:?} is not usable; 1 to 128 letters, digits, `_`, `.` or `-` are")]

@@ -18,7 +18,12 @@
 mod bridge;
 pub mod dhcp;
 mod error;
+mod firewall;
 pub mod links;
+mod netlink;
+mod nft;
+mod ports;
+mod rtnl;
 mod types;
 pub mod uplink;
 
