@@ -28,6 +28,8 @@ mod store;
 mod tarball;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use archive::{LoadEvent, Loaded};
 pub use blob::{Blob, BlobReader, BlobWriter};

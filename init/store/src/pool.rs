@@ -1,8 +1,28 @@
 //! The filesystem under the store: found, made, mounted.
+//!
+//! A pool is a whole disk with the project's own btrfs on it, told by its label. Where there is none
+//! and none may be claimed, it is a sparse file on a tmpfs behind a loop device: the same code above,
+//! and gone with the power.
 
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+};
+use sys::loopdev::LoopDevice;
+
+use crate::disk::{self, Content, Disk};
+use crate::error::{During, Error, Result};
+use crate::mkfs;
+
+/// Labels of pools begin with this.
+pub(crate) const LABEL: &str = "monobloc";
+/// Where the tmpfs of a pool in memory is mounted.
+const MEMORY_DIR: &str = "/run/monobloc/memory";
+const MEMORY_FILE: &str = "pool";
 
 /// A mounted pool; it stays mounted when this is dropped.
 #[derive(Debug)]
@@ -44,24 +64,84 @@ pub struct Opened {
 }
 
 impl Pool {
-    /// Writes an empty pool to `device`, whatever it bears.
-    pub fn format(_device: &Path, _label: &str) -> Result<()> {
-        Err(crate::store::unfinished("format a pool"))
+    /// Writes an empty pool to `device`, whatever it bears: the caller has asked [`disk::list`].
+    pub fn format(device: &Path, label: &str) -> Result<()> {
+        mkfs::write(device, label)
     }
 
     /// Mounts the pool on `device` at `at` (created if missing).
-    pub fn mount(_device: &Path, _at: &Path) -> Result<Pool> {
-        Err(crate::store::unfinished("mount a pool"))
+    pub fn mount(device: &Path, at: &Path) -> Result<Pool> {
+        let what = format!("mount the pool on {} at {}", device.display(), at.display());
+        fs::create_dir_all(at).during(&what)?;
+        let context = fsopen("btrfs", FsOpenFlags::FSOPEN_CLOEXEC).during(&what)?;
+        let fs = context.as_fd();
+        fsconfig_set_string(fs, "source", device).during(&what)?;
+        fsconfig_set_string(fs, "space_cache", "v2").during(&what)?;
+        fsconfig_create(fs).during(&what)?;
+        // Nothing of the pool is run or opened as a device through this mount; zones get their own.
+        let attributes = MountAttrFlags::MOUNT_ATTR_NOATIME
+            | MountAttrFlags::MOUNT_ATTR_NODEV
+            | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        let mounted = fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).during(&what)?;
+        attach(mounted.as_fd(), at).during(&what)?;
+        Ok(Pool { path: at.to_owned() })
     }
 
-    /// A new pool in a sparse file of `size` bytes below `dir` (a tmpfs), mounted at `at`.
-    pub fn in_memory(_dir: &Path, _size: u64, _at: &Path) -> Result<Pool> {
-        Err(crate::store::unfinished("make a pool in memory"))
+    /// A new pool in a sparse file of `size` bytes in `dir` (on a tmpfs), mounted at `at`.
+    pub fn in_memory(dir: &Path, size: u64, at: &Path) -> Result<Pool> {
+        let path = dir.join(MEMORY_FILE);
+        let what = format!("make a pool in memory at {}", path.display());
+        fs::create_dir_all(dir).during(&what)?;
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(&path)
+            .during(&what)?;
+        file.set_len(size).during(&what)?;
+        let filled = (|| {
+            mkfs::write(&path, &format!("{LABEL}-memory"))?;
+            let device = LoopDevice::attach(&file).during(&what)?;
+            Pool::mount(device.path(), at)
+        })();
+        // The loop device holds the file; without its name the memory is free after the unmount.
+        fs::remove_file(&path).during(&what)?;
+        filled
     }
 
     /// Takes a disk that is a pool already, else as `policy` allows a blank one, else memory.
-    pub fn choose(_policy: Policy, _at: &Path) -> Result<Opened> {
-        Err(crate::store::unfinished("choose a pool"))
+    pub fn choose(policy: Policy, at: &Path) -> Result<Opened> {
+        let mut notes = Vec::new();
+        if !policy.memory_only {
+            let disks = disk::list()?;
+            let found = claim(&disks, policy.claim_blank, &mut notes, &mut |disk, format| {
+                if format {
+                    Pool::format(&disk.path, LABEL)?;
+                }
+                Pool::mount(&disk.path, at)
+            });
+            if let Some((pool, kind)) = found {
+                return Ok(Opened { pool, kind, notes });
+            }
+        }
+        let size = match policy.memory_size {
+            Some(size) => size,
+            None => (memory_bytes()? / 2).max(mkfs::MIN_SIZE),
+        };
+        let dir = Path::new(MEMORY_DIR);
+        let what = "mount a tmpfs for the pool in memory";
+        fs::create_dir_all(dir).during(what)?;
+        let options = std::ffi::CString::new(format!("mode=0700,size={size}"))
+            .map_err(|reason| Error::io(what, reason))?;
+        let flags = MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC;
+        mount("tmpfs", dir, "tmpfs", flags, Some(options.as_c_str())).during(what)?;
+        let pool = Pool::in_memory(dir, size, at)?;
+        Ok(Opened {
+            pool,
+            kind: Kind::Memory { size },
+            notes,
+        })
     }
 
     /// Where it is mounted.
@@ -71,6 +151,197 @@ impl Pool {
 
     /// Flushes and unmounts.
     pub fn unmount(self) -> Result<()> {
-        Err(crate::store::unfinished("unmount the pool"))
+        unmount(&self.path, UnmountFlags::empty())
+            .during(format!("unmount the pool at {}", self.path.display()))
+    }
+}
+
+pub(crate) fn attach(mounted: std::os::fd::BorrowedFd<'_>, at: &Path) -> rustix::io::Result<()> {
+    move_mount(
+        mounted,
+        "",
+        rustix::fs::CWD,
+        at,
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+    )
+}
+
+/// Tries the disks that are pools, then (where allowed) the first blank one. A pool that does not
+/// mount rules the blank disks out: its owner would find a new and empty store in place of his own.
+fn claim<T>(
+    disks: &[Disk],
+    claim_blank: bool,
+    notes: &mut Vec<String>,
+    take: &mut dyn FnMut(&Disk, bool) -> Result<T>,
+) -> Option<(T, Kind)> {
+    let kind = |disk: &Disk, formatted_now| Kind::Disk {
+        path: disk.path.clone(),
+        name: disk.name.clone(),
+        size: disk.size,
+        formatted_now,
+    };
+    let mut pool_failed = false;
+    for disk in disks {
+        match &disk.content {
+            Content::Pool { .. } => match take(disk, false) {
+                Ok(taken) => return Some((taken, kind(disk, false))),
+                Err(reason) => {
+                    pool_failed = true;
+                    notes.push(format!("{} was passed over. {reason}", disk.path.display()));
+                }
+            },
+            Content::Foreign(what) => {
+                notes.push(format!(
+                    "{} was passed over: it bears {what}.",
+                    disk.path.display()
+                ));
+            }
+            Content::Blank => {}
+        }
+    }
+    let usable = |disk: &&Disk| {
+        disk.content == Content::Blank && !disk.read_only && !disk.removable && disk.size >= mkfs::MIN_SIZE
+    };
+    let blank = disks.iter().find(usable)?;
+    if !claim_blank {
+        notes.push(format!("{} is blank and was not claimed.", blank.path.display()));
+        return None;
+    }
+    if pool_failed {
+        notes.push(format!(
+            "{} is blank and was not claimed, because a disk that is a pool could not be used.",
+            blank.path.display()
+        ));
+        return None;
+    }
+    match take(blank, true) {
+        Ok(taken) => Some((taken, kind(blank, true))),
+        Err(reason) => {
+            notes.push(format!("{} was passed over. {reason}", blank.path.display()));
+            None
+        }
+    }
+}
+
+fn memory_bytes() -> Result<u64> {
+    let what = "ask for the size of the memory";
+    let text = fs::read_to_string("/proc/meminfo").during(what)?;
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .ok_or_else(|| Error::io(what, std::io::Error::from(std::io::ErrorKind::InvalidData)))?;
+    Ok(kilobytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestPool;
+
+    fn disk(name: &str, content: Content) -> Disk {
+        Disk {
+            path: Path::new("/dev").join(name),
+            name: name.to_owned(),
+            size: 1 << 30,
+            model: String::new(),
+            serial: String::new(),
+            read_only: false,
+            removable: false,
+            content,
+        }
+    }
+
+    fn pool_disk(name: &str) -> Disk {
+        disk(
+            name,
+            Content::Pool {
+                uuid: String::new(),
+                label: LABEL.to_owned(),
+            },
+        )
+    }
+
+    fn chosen(disks: &[Disk], claim_blank: bool) -> Option<(String, bool)> {
+        claim(disks, claim_blank, &mut Vec::new(), &mut |disk, format| {
+            Ok((disk.name.clone(), format))
+        })
+        .map(|(taken, _)| taken)
+    }
+
+    #[test]
+    fn a_pool_goes_before_a_blank_disk_and_nothing_foreign_is_taken() {
+        let foreign = disk("vda", Content::Foreign("ext4".to_owned()));
+        let blank = disk("vdb", Content::Blank);
+        let disks = [foreign.clone(), blank.clone(), pool_disk("vdc")];
+        assert_eq!(chosen(&disks, true), Some(("vdc".to_owned(), false)));
+        assert_eq!(chosen(&disks[..2], true), Some(("vdb".to_owned(), true)));
+        assert_eq!(chosen(&disks[..2], false), None);
+        assert_eq!(chosen(&[foreign], true), None);
+        let removable = Disk {
+            removable: true,
+            ..blank.clone()
+        };
+        assert_eq!(
+            chosen(
+                &[
+                    removable,
+                    Disk {
+                        read_only: true,
+                        ..blank
+                    }
+                ],
+                true
+            ),
+            None
+        );
+    }
+
+    #[test]
+    fn no_blank_disk_is_claimed_beside_a_pool_that_fails() {
+        let disks = [pool_disk("vda"), disk("vdb", Content::Blank)];
+        let mut notes = Vec::new();
+        let taken = claim(&disks, true, &mut notes, &mut |disk, _| match disk.content {
+            Content::Blank => Ok(()),
+            _ => Err(Error::io(
+                "mount",
+                std::io::Error::from(std::io::ErrorKind::InvalidData),
+            )),
+        });
+        assert!(taken.is_none());
+        assert!(
+            notes[1].contains("/dev/vdb is blank and was not claimed"),
+            "{notes:?}"
+        );
+    }
+
+    #[test]
+    fn a_pool_in_memory_takes_files_and_its_memory_is_given_back() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let at = dir.path().join("mount");
+        let pool = Pool::in_memory(&dir.path().join("file"), 256 << 20, &at).unwrap();
+        fs::write(at.join("a"), "kept").unwrap();
+        assert_eq!(fs::read_to_string(at.join("a")).unwrap(), "kept");
+        pool.unmount().unwrap();
+        assert_eq!(fs::read_dir(dir.path().join("file")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn btrfs_check_finds_no_fault_after_the_kernel_has_used_the_filesystem() {
+        let mut pool = TestPool::new(256 << 20);
+        fs::write(pool.path().join("a"), vec![7; 1 << 20]).unwrap();
+        pool.unmount();
+        pool.mount();
+        assert_eq!(fs::read(pool.path().join("a")).unwrap().len(), 1 << 20);
+        pool.unmount();
+        let check = std::process::Command::new("btrfs")
+            .arg("check")
+            .arg(pool.image())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&check.stderr).into_owned();
+        assert!(check.status.success(), "{text}");
+        assert!(!text.to_lowercase().contains("warning"), "{text}");
     }
 }

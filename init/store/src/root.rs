@@ -1,33 +1,206 @@
 //! Root trees of zones.
+//!
+//! A root is a subvolume with `upper` (what the zone has changed), `work` (overlayfs' own) and the
+//! link [`OF`], whose text names image and layer. Everything in it is made by metadata operations
+//! of one filesystem transaction after the other, so a power cut leaves either a usable root or none.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::PoisonError;
 
-use crate::digest::ImageId;
-use crate::error::Result;
-use crate::store::{Store, unfinished};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, chownat, mkdirat, openat, renameat, statat, symlinkat};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_string, fsmount, fsopen, open_tree, unmount,
+};
+use rustix::thread::{CapabilitySets, capabilities, set_capabilities};
+use sys::btrfs;
+
+use crate::digest::{ChainId, Digest, ImageId};
+use crate::error::{During, Error, Result};
+use crate::mkfs;
+use crate::pool;
+use crate::state::check_name;
+use crate::store::Store;
+
+const OF: &str = "of";
+const UPPER: &str = "upper";
+const WORK: &str = "work";
+const NO_LAYER: &str = "-";
+
+/// What a root is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Root {
+    pub(crate) image: ImageId,
+    /// `None` for an image without layers.
+    pub(crate) layer: Option<ChainId>,
+}
+
+impl Root {
+    pub(crate) fn read(path: &Path) -> Option<Root> {
+        let target = std::fs::read_link(path.join(OF)).ok()?;
+        let (image, layer) = target.to_str()?.split_once('/')?;
+        let layer = match layer {
+            NO_LAYER => None,
+            hex => Some(ChainId(Digest::from_hex(hex)?)),
+        };
+        Some(Root {
+            image: ImageId(Digest::from_hex(image)?),
+            layer,
+        })
+    }
+
+    fn text(&self) -> String {
+        let layer = self
+            .layer
+            .map_or_else(|| NO_LAYER.to_owned(), |chain| chain.hex());
+        format!("{}/{layer}", self.image.hex())
+    }
+
+    /// Path of the image's tree within the pool.
+    fn tree(&self) -> String {
+        match self.layer {
+            Some(chain) => format!("store/layers/{}", chain.hex()),
+            None => mkfs::TEMPLATE.to_owned(),
+        }
+    }
+}
 
 impl Store {
     /// Makes the root of zone `zone` from `image`. Costs the same for every image. The root is
     /// durable at the filesystem's next commit (30 s at most); a caller who finds
-    /// [`Error::NoSuchRoot`](crate::Error::NoSuchRoot) after a power cut makes it anew: a zone that
-    /// had flushed nothing has lost nothing.
-    pub fn create_root(&self, _zone: &str, _image: &ImageId) -> Result<()> {
-        Err(unfinished("create a root"))
+    /// [`Error::NoSuchRoot`] after a power cut makes it anew: a zone that had flushed nothing has
+    /// lost nothing.
+    pub fn create_root(&self, zone: &str, image: &ImageId) -> Result<()> {
+        check_name(zone)?;
+        let what = || format!("create the root of zone {zone}");
+        let mut index = self.index();
+        if index.roots.contains_key(zone) {
+            return Err(Error::RootExists {
+                zone: zone.to_owned(),
+            });
+        }
+        let record = index.images.get(image).ok_or_else(|| Error::NoSuchImage {
+            name: image.to_string(),
+        })?;
+        let root = Root {
+            image: *image,
+            layer: record.layers.last().copied(),
+        };
+        let draft = self.serial_name("root");
+        btrfs::create_subvolume(&self.tmp, &draft).during(what())?;
+        let filled = self
+            .fill_root(&draft, &root)
+            .and_then(|()| renameat(&self.tmp, &draft, &self.roots, zone));
+        if let Err(reason) = filled {
+            // What cannot be removed now is collected when the store is opened.
+            let _ = btrfs::destroy_subvolume(&self.tmp, &draft);
+            return Err(Error::io(what(), reason));
+        }
+        index.roots.insert(zone.to_owned(), root);
+        Ok(())
+    }
+
+    /// The upper folder becomes the zone's `/`, so it takes over what the image's `/` is.
+    fn fill_root(&self, draft: &str, root: &Root) -> rustix::io::Result<()> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let dir = openat(&self.tmp, draft, flags, Mode::empty())?;
+        let tree = statat(&self.root, root.tree(), AtFlags::SYMLINK_NOFOLLOW)?;
+        mkdirat(&dir, UPPER, Mode::RWXU)?;
+        mkdirat(&dir, WORK, Mode::RWXU)?;
+        let (uid, gid) = (
+            rustix::fs::Uid::from_raw(tree.st_uid),
+            rustix::fs::Gid::from_raw(tree.st_gid),
+        );
+        chownat(&dir, UPPER, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chmodat(
+            &dir,
+            UPPER,
+            Mode::from_raw_mode(tree.st_mode & 0o7777),
+            AtFlags::empty(),
+        )?;
+        symlinkat(root.text(), &dir, OF)
     }
 
     /// A detached overlay mount, with the ids of the image shown as those of `userns`. The mount is
     /// `nodev`. Each root may be mounted once at a time.
-    pub fn mount_root(&self, _zone: &str, _userns: BorrowedFd<'_>) -> Result<OwnedFd> {
-        Err(unfinished("mount a root"))
+    pub fn mount_root(&self, zone: &str, userns: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let root = self.index().roots.get(zone).copied();
+        let root = root.ok_or_else(|| Error::NoSuchRoot {
+            zone: zone.to_owned(),
+        })?;
+        let what = || format!("mount the root of zone {zone}");
+        let place = self.path().join("store/mount");
+        // overlayfs (before Linux 6.15) takes only layers that are attached in this mount namespace,
+        // and only while it is made.
+        let _turn = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let pool = open_tree(CWD, self.path(), flags).during(what())?;
+        sys::block::map_ids(&pool, userns).during(what())?;
+        pool::attach(pool.as_fd(), &place).during(what())?;
+        let mounted = std::thread::scope(|scope| {
+            scope
+                .spawn(|| overlay(&place, &root, zone))
+                .join()
+                .unwrap_or_else(|_| Err(rustix::io::Errno::CANCELED.into()))
+        });
+        let detached = unmount(&place, UnmountFlags::DETACH);
+        let mounted = mounted.during(what())?;
+        detached.during(what())?;
+        Ok(mounted)
     }
 
     /// Removes the root of `zone` and what only it had used. Removing what is not there succeeds.
-    pub fn remove_root(&self, _zone: &str) -> Result<()> {
-        Err(unfinished("remove a root"))
+    pub fn remove_root(&self, zone: &str) -> Result<()> {
+        check_name(zone)?;
+        let mut index = self.index();
+        if !index.roots.contains_key(zone) {
+            return Ok(());
+        }
+        btrfs::destroy_subvolume(&self.roots, zone).during(format!("remove the root of zone {zone}"))?;
+        index.roots.remove(zone);
+        self.collect_layers(&mut index)?;
+        Ok(())
     }
 
     /// Zones that have a root, with the images of these.
     pub fn roots(&self) -> Vec<(String, ImageId)> {
-        Vec::new()
+        self.index()
+            .roots
+            .iter()
+            .map(|(zone, root)| (zone.clone(), root.image))
+            .collect()
     }
+}
+
+/// Makes the overlay over the layers below `pool`, a mount of the pool with mapped ids.
+///
+/// overlayfs does its own work (folders in `work`, copies of files) as whoever has made it. An id
+/// that the mapped mount does not know could create nothing there, so this thread, which ends
+/// afterwards, takes the id that the zone's root has on the host, and keeps its capabilities.
+fn overlay(pool: &Path, root: &Root, zone: &str) -> std::io::Result<OwnedFd> {
+    let home = pool.join("store/roots").join(zone);
+    let owner = statat(CWD, home.join(WORK), AtFlags::SYMLINK_NOFOLLOW)?;
+    let held = capabilities(None)?;
+    sys::block::set_thread_filesystem_ids(owner.st_uid, owner.st_gid)?;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: held.permitted,
+            ..held
+        },
+    )?;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let fs = context.as_fd();
+    fsconfig_set_string(fs, "source", "overlay")?;
+    fsconfig_set_string(fs, "lowerdir", pool.join(root.tree()))?;
+    fsconfig_set_string(fs, "upperdir", home.join(UPPER))?;
+    fsconfig_set_string(fs, "workdir", home.join(WORK))?;
+    // The upper tree alone is the zone's diff: no references to other layers in it.
+    for option in ["redirect_dir", "metacopy", "index"] {
+        fsconfig_set_string(fs, option, "off")?;
+    }
+    fsconfig_create(fs)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+    Ok(fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }

@@ -1,15 +1,37 @@
 //! The store itself: its layout in the pool and its records in memory.
+//!
+//! ```text
+//! template/          where layers start from (made with the filesystem)
+//! store/layers/HEX   one read-only subvolume a layer, named by chain id
+//! store/roots/ZONE   one subvolume a zone
+//! store/tmp/         what is half-made; emptied by `open`
+//! store/mount/       where layers are attached for the moment in which an overlay is made
+//! state/KIND/*.json  one file an object
+//! ```
+//! A layer counts once its record is written, which happens after its content has been flushed.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sys::btrfs;
 
 use crate::blob::BlobWriter;
-use crate::digest::{ChainId, Digest, ImageId};
-use crate::error::{Error, Result};
-use crate::image::Image;
+use crate::digest::{ChainId, Digest};
+use crate::error::{During, Error, Result};
+use crate::image::Record;
 use crate::layer::Layer;
-use crate::reference::Reference;
-use crate::state::StateDir;
+use crate::mkfs;
+use crate::root::Root;
+use crate::state::{StateDir, check_name};
+use crate::{ImageId, image};
+
+const LAYERS: &str = "layers";
+const IMAGES: &str = "images";
 
 /// Space of the pool in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,24 +44,112 @@ pub struct Usage {
 #[derive(Debug)]
 pub struct Store {
     path: PathBuf,
+    pub(crate) root: OwnedFd,
+    pub(crate) layers: OwnedFd,
+    pub(crate) roots: OwnedFd,
+    pub(crate) tmp: OwnedFd,
+    layer_state: StateDir,
+    pub(crate) image_state: StateDir,
+    index: Mutex<Index>,
+    /// Held while something is attached at the store's one mount place.
+    pub(crate) mounting: Mutex<()>,
+    serial: AtomicU64,
+}
+
+/// What is in the store.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    pub(crate) layers: BTreeMap<ChainId, Layer>,
+    /// Layers whose record is not written yet.
+    unrecorded: BTreeSet<ChainId>,
+    pub(crate) images: BTreeMap<ImageId, Record>,
+    pub(crate) roots: BTreeMap<String, Root>,
+    holds: usize,
+}
+
+impl Index {
+    pub(crate) fn add_layer(&mut self, layer: Layer, recorded: bool) {
+        if !recorded {
+            self.unrecorded.insert(layer.chain_id);
+        }
+        self.layers.insert(layer.chain_id, layer);
+    }
+
+    fn unused_layers(&self) -> Vec<ChainId> {
+        let of_images = self
+            .images
+            .values()
+            .flat_map(|record| record.layers.iter().copied());
+        let of_roots = self.roots.values().filter_map(|root| root.layer);
+        let used: BTreeSet<ChainId> = of_images.chain(of_roots).collect();
+        self.layers
+            .keys()
+            .filter(|chain| !used.contains(chain))
+            .copied()
+            .collect()
+    }
 }
 
 /// While one lives, layers that no image uses are kept: hold it from the first
 /// [`Store::has_layer`] of a pull to its [`Store::add_image`].
 #[derive(Debug)]
 pub struct Hold<'a> {
-    _store: &'a Store,
+    store: &'a Store,
 }
 
-pub(crate) fn unfinished(what: &str) -> Error {
-    Error::io(what, std::io::Error::from(std::io::ErrorKind::Unsupported))
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let mut index = self.store.index();
+        index.holds = index.holds.saturating_sub(1);
+        // What cannot be removed now stays unused and is tried again at the next occasion.
+        let _ = self.store.collect_layers(&mut index);
+    }
 }
 
 impl Store {
     /// Opens the store in the pool mounted at `root`: creates what is missing, collects what
     /// interrupted work has left.
-    pub fn open(_root: &Path) -> Result<Store> {
-        Err(unfinished("open the store"))
+    pub fn open(root: &Path) -> Result<Store> {
+        let home = root.join("store");
+        let folder = |name: &str| -> Result<OwnedFd> {
+            let path = home.join(name);
+            fs::create_dir_all(&path).during(format!("create {}", path.display()))?;
+            Ok(File::open(&path)
+                .during(format!("open {}", path.display()))?
+                .into())
+        };
+        if !root.join(mkfs::TEMPLATE).is_dir() {
+            return Err(Error::NotAPool {
+                path: root.display().to_string(),
+                reason: format!("its `{}` is absent", mkfs::TEMPLATE),
+            });
+        }
+        let tmp = folder("tmp")?;
+        folder("mount")?;
+        let state = root.join("state");
+        let store = Store {
+            path: root.to_owned(),
+            root: File::open(root)
+                .during(format!("open {}", root.display()))?
+                .into(),
+            layers: folder("layers")?,
+            roots: folder("roots")?,
+            tmp,
+            layer_state: StateDir::open(&state, LAYERS)?,
+            image_state: StateDir::open(&state, IMAGES)?,
+            index: Mutex::default(),
+            mounting: Mutex::default(),
+            serial: AtomicU64::new(0),
+        };
+        store.empty_tmp()?;
+        {
+            let mut index = store.index();
+            store.read_layers(&mut index)?;
+            store.read_images(&mut index)?;
+            store.read_roots(&mut index)?;
+            store.collect_layers(&mut index)?;
+        }
+        Ok(store)
     }
 
     /// The pool's mount point.
@@ -48,81 +158,191 @@ impl Store {
     }
 
     /// A place on the pool for files of the caller's own, such as logs (`<pool>/<name>`, created).
-    pub fn directory(&self, _name: &str) -> Result<PathBuf> {
-        Err(unfinished("create a folder"))
+    pub fn directory(&self, name: &str) -> Result<PathBuf> {
+        check_name(name)?;
+        if matches!(name, "store" | "state" | mkfs::TEMPLATE) {
+            return Err(Error::BadName {
+                name: name.to_owned(),
+            });
+        }
+        let path = self.path.join(name);
+        fs::create_dir_all(&path).during(format!("create {}", path.display()))?;
+        Ok(path)
     }
 
     pub fn usage(&self) -> Result<Usage> {
-        Err(unfinished("ask for the pool's free space"))
+        let stat = rustix::fs::fstatvfs(&self.root).during("ask for the pool's free space")?;
+        Ok(Usage {
+            total: stat.f_blocks * stat.f_frsize,
+            free: stat.f_bavail * stat.f_frsize,
+        })
     }
 
     pub fn hold(&self) -> Hold<'_> {
-        Hold { _store: self }
+        self.index().holds += 1;
+        Hold { store: self }
     }
 
     /// Makes the layer `diff_id` on `parent` from its tar (plain, gzip or zstd: told by its first
     /// bytes). A layer that is there already is not made again and `tar` is not read.
-    pub fn ingest_layer(
-        &self,
-        _parent: Option<&ChainId>,
-        _diff_id: &Digest,
-        _tar: impl Read,
-    ) -> Result<Layer> {
-        Err(unfinished("ingest a layer"))
+    ///
+    /// # Errors
+    /// The parent is missing, the tar is damaged or holds what is refused, its digest is another,
+    /// or the pool is full. Nothing of the layer is left then.
+    pub fn ingest_layer(&self, parent: Option<&ChainId>, diff_id: &Digest, tar: impl Read) -> Result<Layer> {
+        self.make_layer(parent, Some(diff_id), tar)
     }
 
-    pub fn has_layer(&self, _chain: &ChainId) -> bool {
-        false
+    pub fn has_layer(&self, chain: &ChainId) -> bool {
+        self.index().layers.contains_key(chain)
     }
 
-    pub fn layer(&self, _chain: &ChainId) -> Option<Layer> {
-        None
+    pub fn layer(&self, chain: &ChainId) -> Option<Layer> {
+        self.index().layers.get(chain).cloned()
     }
 
     /// A spool file for a blob that is fetched.
     pub fn blob_writer(&self) -> Result<BlobWriter> {
-        Err(unfinished("open a spool file"))
-    }
-
-    /// Records an image whose layers are all there, and names it `reference` (a tag moves from the
-    /// image that had it; a digest is added). Returns when image and layers would survive a power cut.
-    pub fn add_image(&self, _config: &[u8], _reference: Option<&Reference>) -> Result<Image> {
-        Err(unfinished("add an image"))
-    }
-
-    pub fn images(&self) -> Vec<Image> {
-        Vec::new()
-    }
-
-    pub fn image(&self, _id: &ImageId) -> Option<Image> {
-        None
-    }
-
-    /// Finds an image by id (with or without `sha256:`), unambiguous beginning of an id, `name`,
-    /// `name:tag` or `name@sha256:…`. A name goes before the beginning of an id.
-    pub fn resolve(&self, _name: &str) -> Result<Image> {
-        Err(unfinished("find an image"))
-    }
-
-    /// Gives `id` the name `reference` (tag, or digest; `latest` where neither is said).
-    pub fn tag(&self, _id: &ImageId, _reference: &Reference) -> Result<()> {
-        Err(unfinished("tag an image"))
-    }
-
-    /// Takes a name away; the image itself stays. Returns the image that had it.
-    pub fn untag(&self, _reference: &Reference) -> Result<Image> {
-        Err(unfinished("untag an image"))
-    }
-
-    /// Removes an image with all its names, and each layer that nothing else uses (these are
-    /// returned). Refuses while a root is of it or it has several names, unless `force`: then roots
-    /// keep their tree.
-    pub fn remove_image(&self, _id: &ImageId, _force: bool) -> Result<Vec<ChainId>> {
-        Err(unfinished("remove an image"))
+        BlobWriter::create(&self.tmp_path())
     }
 
     /// The state of one kind of the caller's objects.
     pub fn objects(&self, kind: &str) -> Result<StateDir> {
+        if matches!(kind, LAYERS | IMAGES) {
+            return Err(Error::BadName {
+                name: kind.to_owned(),
+            });
+        }
         StateDir::open(&self.path.join("state"), kind)
     }
+
+    pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
+        // Every change of the index is a single insertion or removal, so a panic leaves it whole.
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn tmp_path(&self) -> PathBuf {
+        self.path.join("store/tmp")
+    }
+
+    pub(crate) fn serial_name(&self, kind: &str) -> String {
+        format!("{kind}-{}", self.serial.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Makes `layers` survive a power cut: flushes their content, then writes their records.
+    pub(crate) fn record_layers(&self, layers: &[ChainId]) -> Result<()> {
+        let pending: Vec<Layer> = {
+            let index = self.index();
+            let pending = layers.iter().filter(|chain| index.unrecorded.contains(chain));
+            pending
+                .filter_map(|chain| index.layers.get(chain).cloned())
+                .collect()
+        };
+        if pending.is_empty() {
+            return Ok(());
+        }
+        rustix::fs::syncfs(&self.root).during("flush the layers of an image")?;
+        for layer in pending {
+            self.layer_state.write(&layer.chain_id.hex(), &layer)?;
+            self.index().unrecorded.remove(&layer.chain_id);
+        }
+        Ok(())
+    }
+
+    /// Removes the layers that neither an image nor a root uses, unless somebody holds them.
+    pub(crate) fn collect_layers(&self, index: &mut Index) -> Result<Vec<ChainId>> {
+        if index.holds > 0 {
+            return Ok(Vec::new());
+        }
+        let unused = index.unused_layers();
+        for chain in &unused {
+            // The record first: a layer without one is collected, one without a tree would be missed.
+            self.layer_state.remove(&chain.hex())?;
+            btrfs::destroy_subvolume(&self.layers, &chain.hex()).during(format!("remove layer {chain}"))?;
+            index.layers.remove(chain);
+            index.unrecorded.remove(chain);
+        }
+        Ok(unused)
+    }
+
+    fn empty_tmp(&self) -> Result<()> {
+        for name in names(&self.tmp_path())? {
+            let path = self.tmp_path().join(&name);
+            let what = || format!("remove the leftover {}", path.display());
+            if btrfs::destroy_subvolume(&self.tmp, &name).is_ok() {
+                continue;
+            }
+            let is_dir = fs::symlink_metadata(&path).during(what())?.is_dir();
+            if is_dir {
+                fs::remove_dir_all(&path)
+            } else {
+                fs::remove_file(&path)
+            }
+            .during(what())?;
+        }
+        Ok(())
+    }
+
+    fn read_layers(&self, index: &mut Index) -> Result<()> {
+        let dir = self.path.join("store/layers");
+        for name in names(&dir)? {
+            let whole = File::open(dir.join(&name))
+                .and_then(btrfs::is_read_only)
+                .unwrap_or(false);
+            let record = self.layer_state.read::<Layer>(&name).ok();
+            match record.filter(|layer| whole && layer.chain_id.hex() == name) {
+                Some(layer) => index.add_layer(layer, true),
+                None => btrfs::destroy_subvolume(&self.layers, &name)
+                    .during(format!("remove the unfinished layer {name}"))?,
+            }
+        }
+        for name in self.layer_state.list()? {
+            if !index.layers.keys().any(|chain| chain.hex() == name) {
+                self.layer_state.remove(&name)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn read_images(&self, index: &mut Index) -> Result<()> {
+        for name in self.image_state.list()? {
+            let Some(id) = Digest::from_hex(&name).map(ImageId) else {
+                continue;
+            };
+            // An image whose layers are gone, or whose record is damaged, is not shown; its record
+            // stays for whoever repairs the pool.
+            let Ok(record) = image::Stored::read(&self.image_state, &name).and_then(Record::from_stored)
+            else {
+                continue;
+            };
+            if record.layers.iter().all(|chain| index.layers.contains_key(chain)) {
+                index.images.insert(id, record);
+            }
+        }
+        image::settle_names(index);
+        Ok(())
+    }
+
+    fn read_roots(&self, index: &mut Index) -> Result<()> {
+        let dir = self.path.join("store/roots");
+        for name in names(&dir)? {
+            let root = Root::read(&dir.join(&name));
+            let there = |root: &Root| root.layer.is_none_or(|chain| index.layers.contains_key(&chain));
+            match root.filter(there) {
+                Some(root) => drop(index.roots.insert(name, root)),
+                None => btrfs::destroy_subvolume(&self.roots, &name)
+                    .during(format!("remove the unusable root of {name}"))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn names(dir: &Path) -> Result<Vec<String>> {
+    let what = || format!("list {}", dir.display());
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir).during(what())? {
+        names.push(entry.during(what())?.file_name().to_string_lossy().into_owned());
+    }
+    Ok(names)
 }
