@@ -2,7 +2,7 @@
 //! tells the program, its own words, and what to install where it is missing.
 
 use std::io;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +14,7 @@ pub enum CommandError {
     #[error("{program} failed ({status}){}", told(.stderr))]
     Failed {
         program: String,
-        status: std::process::ExitStatus,
+        status: ExitStatus,
         stderr: String,
     },
 }
@@ -43,12 +43,21 @@ pub fn run(command: &mut Command) -> Result<Vec<u8>, CommandError> {
     if output.status.success() {
         return Ok(output.stdout);
     }
-    let stderr = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(CommandError::Failed {
-        program,
-        status: output.status,
-        stderr,
-    })
+    Err(failed(
+        &program,
+        output.status,
+        &String::from_utf8_lossy(&output.stderr),
+    ))
+}
+
+/// The error of a program that ended badly, with what it wrote to its error stream.
+#[must_use]
+pub fn failed(program: &str, status: ExitStatus, stderr: &str) -> CommandError {
+    CommandError::Failed {
+        program: program.to_owned(),
+        status,
+        stderr: stderr.trim().to_owned(),
+    }
 }
 
 /// The error of a program that did not start.

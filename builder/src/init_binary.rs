@@ -2,15 +2,16 @@
 //! because there is no dynamic loader in the appliance that could start it otherwise.
 
 use std::env;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, ensure};
 use goblin::elf::{Elf, header::EM_X86_64, program_header::PT_INTERP};
 use serde::Deserialize;
 
 use crate::command;
-use crate::progress::Progress;
+use crate::progress::{Progress, Step};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -31,20 +32,47 @@ pub(crate) fn build(workspace: &Path, progress: &dyn Progress) -> anyhow::Result
             "--release",
             "--package=init",
             "--bin=init",
-            "--message-format=json",
             "--target",
             TARGET,
         ])
+        // What is built as JSON, what is wrong as text.
+        .arg("--message-format=json-render-diagnostics")
         .arg("--config")
         .arg(remapped_paths(workspace))
         // These would take the place of the project's own flags, which make the binary static.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    let output = command::run(&mut cargo).context("Cannot build /init")?;
-    let path =
-        executable(&String::from_utf8_lossy(&output)).context("cargo did not say where it put /init")?;
+    let path = run(&mut cargo, step.as_ref()).context("Cannot build /init")?;
     step.finish();
-    Ok(path)
+    path.context("cargo did not say where it put /init")
+}
+
+/// Runs cargo and tells what it has built as it goes; returns where `/init` is.
+fn run(cargo: &mut Command, step: &dyn Step) -> anyhow::Result<Option<PathBuf>> {
+    // A file takes the errors, because nobody reads them while the other pipe is read.
+    let mut stderr = tempfile::tempfile().context("Cannot make a temporary file")?;
+    let mut child = cargo
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(stderr.try_clone()?)
+        .spawn()
+        .map_err(|error| command::not_started("cargo", error))?;
+    let mut found = None;
+    for line in BufReader::new(child.stdout.take().context("cargo has no output")?).lines() {
+        if let Some(message) = Message::read(&line?) {
+            step.message(&message.target.name);
+            step.inc(1);
+            found = message.executable_of_init().or(found);
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        let mut text = String::new();
+        stderr.rewind()?;
+        stderr.read_to_string(&mut text)?;
+        return Err(command::failed("cargo build", status, &text).into());
+    }
+    Ok(found)
 }
 
 /// Cargo's setting that keeps the places of sources out of the binary's panic messages: the image
@@ -61,27 +89,26 @@ fn remapped_paths(workspace: &Path) -> String {
     format!("target.{TARGET}.rustflags=[{}]", flags.join(","))
 }
 
-/// Finds the binary in what `cargo build --message-format=json` prints.
-fn executable(messages: &str) -> Option<PathBuf> {
-    #[derive(Deserialize)]
-    struct Message {
-        executable: Option<PathBuf>,
-        target: Option<Target>,
+/// One line of what `cargo build --message-format=json` prints, of a crate that is built.
+#[derive(Deserialize)]
+struct Message {
+    executable: Option<PathBuf>,
+    target: Target,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+impl Message {
+    fn read(line: &str) -> Option<Self> {
+        serde_json::from_str(line).ok()
     }
-    #[derive(Deserialize)]
-    struct Target {
-        name: String,
+
+    fn executable_of_init(self) -> Option<PathBuf> {
+        self.executable.filter(|_| self.target.name == "init")
     }
-    messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
-        .filter(|message| {
-            message
-                .target
-                .as_ref()
-                .is_some_and(|target| target.name == "init")
-        })
-        .find_map(|message| message.executable)
 }
 
 /// Checks that the kernel can start a program without anything else on disk.
@@ -133,8 +160,13 @@ mod tests {
     fn the_binary_is_found_in_cargos_messages() {
         let messages = "{\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"sys\"},\"executable\":null}\nnoise\n\
                         {\"reason\":\"compiler-artifact\",\"target\":{\"name\":\"init\"},\"executable\":\"/t/init\"}\n";
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/init")));
-        assert_eq!(executable("{\"reason\":\"build-finished\"}"), None);
+        let found: Vec<_> = messages
+            .lines()
+            .filter_map(Message::read)
+            .filter_map(Message::executable_of_init)
+            .collect();
+        assert_eq!(found, [PathBuf::from("/t/init")]);
+        assert!(Message::read("{\"reason\":\"build-finished\"}").is_none());
     }
 
     #[test]

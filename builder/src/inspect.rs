@@ -38,6 +38,7 @@ pub struct Inspection {
 
 /// The image's `/init`.
 #[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct Init {
     #[serde(flatten)]
     pub file: File,

@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use serde::Serialize;
@@ -44,6 +45,7 @@ impl Cache {
     ) -> anyhow::Result<PathBuf> {
         let target = self.path(kind, key);
         if target.is_dir() {
+            mark_as_used(&target);
             return Ok(target);
         }
         let scratch = self.scratch(kind)?;
@@ -80,12 +82,82 @@ impl Cache {
     }
 
     /// An empty folder on the cache's file system that is deleted when dropped.
-    pub(crate) fn scratch(&self, kind: &str) -> anyhow::Result<tempfile::TempDir> {
+    pub(crate) fn scratch(&self, kind: &str) -> anyhow::Result<Scratch> {
         let dir = self.root.join(kind);
         fs::create_dir_all(&dir)
-            .and_then(|()| tempfile::Builder::new().prefix(".making-").tempdir_in(&dir))
+            .and_then(|()| Scratch::make(&dir))
             .with_context(|| format!("Cannot write in the cache folder {}", dir.display()))
     }
+
+    /// Deletes what was not used for long, and what builds that were killed have left.
+    pub(crate) fn tidy(&self, kinds: &[&str]) {
+        for kind in kinds {
+            let entries = fs::read_dir(self.root.join(kind)).into_iter().flatten().flatten();
+            for entry in entries {
+                let path = entry.path();
+                let age = entry
+                    .metadata()
+                    .and_then(|data| data.modified())
+                    .ok()
+                    .and_then(|time| time.elapsed().ok());
+                let limit = if Scratch::is_abandoned(&path) {
+                    SCRATCH_AGE
+                } else {
+                    UNUSED_AGE
+                };
+                if age.is_some_and(|age| age > limit) {
+                    // It is only a cache; what cannot be deleted now is tried again later.
+                    let _ = if path.is_dir() {
+                        fs::remove_dir_all(&path)
+                    } else {
+                        fs::remove_file(&path)
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// A finished thing that no build has wanted for so long is deleted.
+const UNUSED_AGE: Duration = Duration::from_secs(30 * 24 * 3600);
+/// An unlocked scratch folder may be one that was made a moment ago and is about to be locked.
+const SCRATCH_AGE: Duration = Duration::from_secs(60);
+const SCRATCH_PREFIX: &str = ".making-";
+
+/// A folder for work under way. It is locked as long as it is in use, so what a killed build left
+/// behind can be told from what another build is working on.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    dir: tempfile::TempDir,
+    _lock: fs::File,
+}
+
+impl Scratch {
+    fn make(parent: &Path) -> io::Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix(SCRATCH_PREFIX)
+            .tempdir_in(parent)?;
+        let lock = fs::File::open(dir.path())?;
+        lock.lock()?;
+        Ok(Self { dir, _lock: lock })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn is_abandoned(path: &Path) -> bool {
+        let named = path
+            .file_name()
+            .is_some_and(|name| name.to_string_lossy().starts_with(SCRATCH_PREFIX));
+        named && fs::File::open(path).is_ok_and(|file| file.try_lock().is_ok())
+    }
+}
+
+fn mark_as_used(path: &Path) {
+    let now = fs::FileTimes::new().set_modified(SystemTime::now());
+    // A cache that may only be read is no less a cache.
+    let _ = fs::File::open(path).and_then(|file| file.set_times(now));
 }
 
 /// The temporary folder was only for its owner; what becomes part of the cache is for all.
@@ -201,6 +273,41 @@ mod tests {
             .unwrap();
         assert_eq!(made, found);
         assert_eq!(fs::read(found.join("whole")).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_is_old_or_was_left_by_a_killed_build_is_deleted_and_the_rest_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let in_use = cache.scratch("things").unwrap();
+        let fresh = cache.folder("things", "fresh", |_| Ok(())).unwrap();
+        let old = cache.folder("things", "old", |_| Ok(())).unwrap();
+        let left = dir.path().join("things/.making-left");
+        fs::create_dir(&left).unwrap();
+        let age = |path: &Path, age: Duration| {
+            let times = fs::FileTimes::new().set_modified(SystemTime::now() - age);
+            fs::File::open(path).unwrap().set_times(times).unwrap();
+        };
+        age(&old, UNUSED_AGE * 2);
+        age(&left, SCRATCH_AGE * 2);
+        age(in_use.path(), SCRATCH_AGE * 2);
+        cache.tidy(&["things", "never-made"]);
+        assert!(fresh.exists() && in_use.path().exists());
+        assert!(!old.exists() && !left.exists());
+    }
+
+    #[test]
+    fn what_is_found_counts_as_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let made = cache.folder("things", "a", |_| Ok(())).unwrap();
+        let long_ago = fs::FileTimes::new().set_modified(SystemTime::now() - UNUSED_AGE * 2);
+        fs::File::open(&made).unwrap().set_times(long_ago).unwrap();
+        cache
+            .folder("things", "a", |_| anyhow::bail!("It was made already"))
+            .unwrap();
+        cache.tidy(&["things"]);
+        assert!(made.exists());
     }
 
     #[test]

@@ -112,6 +112,7 @@ pub fn build(recipe: &Recipe, options: &BuildOptions, progress: &dyn Progress) -
         images,
         stub.as_ref().map(|(package, _)| package),
     )?;
+    cache.tidy(&["built", "debs", "images"]);
     let mut cached = true;
     let dir = cache.folder("built", &key(&contents.inputs)?, |dir| {
         cached = false;
