@@ -7,7 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{During, Result};
@@ -15,8 +15,6 @@ use crate::mkfs;
 use crate::pool::LABEL;
 
 const SYS_BLOCK: &str = "/sys/block";
-const MOUNTS: &str = "/proc/self/mountinfo";
-const SWAPS: &str = "/proc/swaps";
 /// Unit of `/sys/block/*/size`.
 const SYS_SECTOR: u64 = 512;
 const EDGE: u64 = 1 << 20;
@@ -94,10 +92,13 @@ fn read_disk(sysfs: &Path, dev: &Path, name: String) -> Disk {
     };
     let path = dev.join(&name);
     let size = text("size").parse::<u64>().unwrap_or(0) * SYS_SECTOR;
-    let content = match in_use(sysfs, &name) {
+    let content = match in_use(sysfs) {
         Some(use_) => Content::Foreign(use_),
-        None => match File::open(&path) {
+        None => match open_alone(&path) {
             Ok(file) => inspect(&file, size),
+            Err(reason) if reason.kind() == io::ErrorKind::ResourceBusy => {
+                Content::Foreign("data in use".to_owned())
+            }
             Err(reason) => Content::Foreign(format!("something that cannot be read ({reason})")),
         },
     };
@@ -113,8 +114,16 @@ fn read_disk(sysfs: &Path, dev: &Path, name: String) -> Disk {
     }
 }
 
+/// Opens a disk for reading as its only user, which fails while it is mounted or swapped to.
+fn open_alone(path: &Path) -> io::Result<File> {
+    File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::EXCL.bits() as i32)
+        .open(path)
+}
+
 /// What the kernel already does with the disk or a part of it.
-fn in_use(sysfs: &Path, name: &str) -> Option<String> {
+fn in_use(sysfs: &Path) -> Option<String> {
     let entries = |dir: &Path| -> Vec<String> {
         let names = fs::read_dir(dir).into_iter().flatten().flatten();
         names
@@ -129,15 +138,6 @@ fn in_use(sysfs: &Path, name: &str) -> Option<String> {
         .any(|entry| sysfs.join(entry).join("partition").exists())
     {
         return Some("partitions".to_owned());
-    }
-    let device = format!("/dev/{name}");
-    let mounted = |line: &str| line.split(' ').any(|field| field == device);
-    if fs::read_to_string(MOUNTS).is_ok_and(|text| text.lines().any(mounted)) {
-        return Some("a mounted filesystem".to_owned());
-    }
-    let swapped = |line: &str| line.split_whitespace().next() == Some(device.as_str());
-    if fs::read_to_string(SWAPS).is_ok_and(|text| text.lines().any(swapped)) {
-        return Some("swap space in use".to_owned());
     }
     None
 }
@@ -299,7 +299,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (sys, dev) = (dir.path().join("block"), dir.path().join("dev"));
         fs::create_dir_all(&dev).unwrap();
-        for name in ["vda", "vdb", "vdc", "loop0", "sr0"] {
+        for name in ["tda", "tdb", "tdc", "loop0", "sr0"] {
             let folder = sys.join(name);
             fs::create_dir_all(folder.join("holders")).unwrap();
             if name != "loop0" {
@@ -310,9 +310,9 @@ mod tests {
             }
             File::create(dev.join(name)).unwrap().set_len(SIZE).unwrap();
         }
-        fs::create_dir_all(sys.join("vdb/vdb1")).unwrap();
-        fs::write(sys.join("vdb/vdb1/partition"), "1\n").unwrap();
-        fs::write(sys.join("vdc/holders/dm-0"), "").unwrap();
+        fs::create_dir_all(sys.join("tdb/tdb1")).unwrap();
+        fs::write(sys.join("tdb/tdb1/partition"), "1\n").unwrap();
+        fs::write(sys.join("tdc/holders/dm-0"), "").unwrap();
         let disks = list_in(&sys, &dev).unwrap();
         let contents: Vec<(&str, &Content)> = disks
             .iter()
@@ -322,9 +322,9 @@ mod tests {
         assert_eq!(
             contents,
             [
-                ("vda", &Content::Blank),
-                ("vdb", &Content::Foreign("partitions".to_owned())),
-                ("vdc", &Content::Foreign("a part of dm-0".to_owned())),
+                ("tda", &Content::Blank),
+                ("tdb", &Content::Foreign("partitions".to_owned())),
+                ("tdc", &Content::Foreign("a part of dm-0".to_owned())),
             ]
         );
     }

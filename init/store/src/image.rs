@@ -1,5 +1,6 @@
 //! Image records: which images there are, and how they are named.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -127,9 +128,9 @@ impl Store {
         self.record_layers(&record.layers)?;
         {
             let mut index = self.index();
-            if !index.images.contains_key(&id) {
+            if let Entry::Vacant(place) = index.images.entry(id) {
                 self.image_state.write(&id.hex(), &record.stored)?;
-                index.images.insert(id, record);
+                place.insert(record);
             }
         }
         if let Some(reference) = reference {

@@ -68,6 +68,8 @@ impl Drop for Draft<'_> {
         if !self.kept {
             // What cannot be removed now is collected when the store is opened.
             let _ = btrfs::destroy_subvolume(&self.store.tmp, &self.name);
+            // Makes the kernel begin to free the space now instead of at its next commit.
+            let _ = btrfs::sync(&self.store.tmp);
         }
     }
 }

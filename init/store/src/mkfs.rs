@@ -430,10 +430,7 @@ mod tests {
     };
 
     fn run(program: &str, arguments: &[&str]) -> String {
-        let output = Command::new(program)
-            .args(arguments)
-            .output()
-            .unwrap_or_else(|e| panic!("Cannot run {program} ({e}); install btrfs-progs."));
+        let output = crate::testing::output(Command::new(program).args(arguments));
         let text =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{program} {arguments:?} failed:\n{text}");

@@ -22,6 +22,7 @@ use crate::mkfs;
 pub(crate) const LABEL: &str = "monobloc";
 /// Where the tmpfs of a pool in memory is mounted.
 const MEMORY_DIR: &str = "/run/monobloc/memory";
+const MOUNTS: &str = "/proc/self/mountinfo";
 const MEMORY_FILE: &str = "pool";
 
 /// A mounted pool; it stays mounted when this is dropped.
@@ -112,6 +113,14 @@ impl Pool {
 
     /// Takes a disk that is a pool already, else as `policy` allows a blank one, else memory.
     pub fn choose(policy: Policy, at: &Path) -> Result<Opened> {
+        // A supervisor that follows another finds the pool as that has left it.
+        if let Some(kind) = mounted_already(at)? {
+            return Ok(Opened {
+                pool: Pool { path: at.to_owned() },
+                kind,
+                notes: Vec::new(),
+            });
+        }
         let mut notes = Vec::new();
         if !policy.memory_only {
             let disks = disk::list()?;
@@ -164,6 +173,41 @@ pub(crate) fn attach(mounted: std::os::fd::BorrowedFd<'_>, at: &Path) -> rustix:
         at,
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
     )
+}
+
+/// What is mounted at `at`, where that is a btrfs.
+fn mounted_already(at: &Path) -> Result<Option<Kind>> {
+    let what = format!("find out what is mounted at {}", at.display());
+    let text = fs::read_to_string(MOUNTS).during(&what)?;
+    let Some(source) = text.lines().rev().find_map(|line| btrfs_source(line, at)) else {
+        return Ok(None);
+    };
+    let device = File::open(source).during(&what)?;
+    let size = sys::block::size(&device).during(&what)?;
+    let path = PathBuf::from(source);
+    let name = path
+        .file_name()
+        .map(|name| name.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    Ok(Some(if name.starts_with("loop") {
+        Kind::Memory { size }
+    } else {
+        Kind::Disk {
+            path,
+            name,
+            size,
+            formatted_now: false,
+        }
+    }))
+}
+
+/// The device of a line of mountinfo (`proc(5)`) that mounts a btrfs at `at`.
+fn btrfs_source<'a>(line: &'a str, at: &Path) -> Option<&'a str> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    let mut fields = filesystem.split(' ');
+    let here = Path::new(mount.split(' ').nth(4)?) == at;
+    let btrfs = fields.next()? == "btrfs";
+    fields.next().filter(|_| here && btrfs)
 }
 
 /// Tries the disks that are pools, then (where allowed) the first blank one. A pool that does not
@@ -328,6 +372,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_that_is_mounted_already_is_taken_over() {
+        let pool = TestPool::new(256 << 20);
+        let opened = Pool::choose(
+            Policy {
+                memory_only: true,
+                ..Policy::default()
+            },
+            &pool.path(),
+        )
+        .unwrap();
+        assert_eq!(opened.kind, Kind::Memory { size: 256 << 20 });
+        let at = Path::new("/pool");
+        let line = |place: &str, kind: &str| {
+            format!("36 35 0:40 / {place} rw,noatime shared:1 - {kind} /dev/vda rw,subvol=/")
+        };
+        assert_eq!(btrfs_source(&line("/pool", "btrfs"), at), Some("/dev/vda"));
+        assert_eq!(btrfs_source(&line("/pool", "ext4"), at), None);
+        assert_eq!(btrfs_source(&line("/pool/store/mount", "btrfs"), at), None);
+    }
+
+    #[test]
     fn btrfs_check_finds_no_fault_after_the_kernel_has_used_the_filesystem() {
         let mut pool = TestPool::new(256 << 20);
         fs::write(pool.path().join("a"), vec![7; 1 << 20]).unwrap();
@@ -335,11 +400,8 @@ mod tests {
         pool.mount();
         assert_eq!(fs::read(pool.path().join("a")).unwrap().len(), 1 << 20);
         pool.unmount();
-        let check = std::process::Command::new("btrfs")
-            .arg("check")
-            .arg(pool.image())
-            .output()
-            .unwrap();
+        let check =
+            crate::testing::output(std::process::Command::new("btrfs").arg("check").arg(pool.image()));
         let text = String::from_utf8_lossy(&check.stderr).into_owned();
         assert!(check.status.success(), "{text}");
         assert!(!text.to_lowercase().contains("warning"), "{text}");

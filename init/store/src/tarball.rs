@@ -127,6 +127,7 @@ impl<R: Read> Tarball<R> {
     fn entry(&mut self, header: &Header, size: u64, extension: Extension) -> Result<Entry> {
         let path = extension.path.unwrap_or_else(|| header.path_bytes().into_owned());
         let name = String::from_utf8_lossy(&path).into_owned();
+        let old = header.as_old();
         let refuse = |reason: &str| Error::BadEntry {
             entry: name.clone(),
             reason: reason.to_owned(),
@@ -138,6 +139,11 @@ impl<R: Read> Tarball<R> {
                 reason: format!("its name has more than {MAX_PATH} bytes"),
             });
         }
+        // Old writers leave a field empty for 0.
+        let field = |bytes: &[u8], value: io::Result<u64>| match value {
+            Err(_) if bytes.iter().all(|byte| matches!(byte, 0 | b' ')) => Ok(0),
+            other => other.map_err(|_| number()),
+        };
         let device = || -> Result<(u32, u32)> {
             let major = header.device_major().map_err(|_| number())?.unwrap_or(0);
             let minor = header.device_minor().map_err(|_| number())?.unwrap_or(0);
@@ -178,15 +184,15 @@ impl<R: Read> Tarball<R> {
         Ok(Entry {
             kind,
             link,
-            mode: header.mode().map_err(|_| number())? & 0o7777,
-            uid: id(extension
-                .uid
-                .map_or_else(|| header.uid(), Ok)
-                .map_err(|_| number())?)?,
-            gid: id(extension
-                .gid
-                .map_or_else(|| header.gid(), Ok)
-                .map_err(|_| number())?)?,
+            mode: (field(&old.mode, header.mode().map(u64::from))? & 0o7777) as u32,
+            uid: id(match extension.uid {
+                Some(uid) => uid,
+                None => field(&old.uid, header.uid())?,
+            })?,
+            gid: id(match extension.gid {
+                Some(gid) => gid,
+                None => field(&old.gid, header.gid())?,
+            })?,
             mtime: extension.mtime.unwrap_or_else(|| (header_mtime(), 0)),
             size: if kind == Kind::File { size } else { 0 },
             xattrs: extension.xattrs,

@@ -4,11 +4,32 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use crate::mkfs;
 use crate::pool::Pool;
 use crate::store::Store;
+
+/// Held while a process is started and while a pool is unmounted: between `fork` and `exec` a child
+/// holds copies of all descriptors, and a mount with an open one cannot be unmounted.
+static STARTING: Mutex<()> = Mutex::new(());
+
+pub(crate) fn spawn(command: &mut Command) -> Child {
+    let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    command
+        .spawn()
+        .unwrap_or_else(|e| panic!("Cannot run {command:?} ({e}); install it."))
+}
+
+/// Runs a program to its end.
+pub(crate) fn output(command: &mut Command) -> Output {
+    let piped = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    spawn(piped).wait_with_output().unwrap()
+}
 
 /// A mounted pool that is unmounted when the test ends, however it ends.
 pub(crate) struct TestPool {
@@ -46,6 +67,7 @@ impl TestPool {
 
     pub(crate) fn unmount(&mut self) {
         if let Some(pool) = self.pool.take() {
+            let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
             pool.unmount().unwrap();
         }
     }
@@ -57,9 +79,9 @@ impl TestPool {
 
 impl Drop for TestPool {
     fn drop(&mut self) {
-        if let Some(pool) = self.pool.take()
-            && let Err(reason) = pool.unmount()
-        {
+        let Some(pool) = self.pool.take() else { return };
+        let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(reason) = pool.unmount() {
             eprintln!("{reason}");
         }
     }
@@ -73,12 +95,12 @@ pub(crate) struct UserNamespace {
 
 impl UserNamespace {
     pub(crate) fn new(start: u32) -> UserNamespace {
-        let mut child = Command::new("unshare")
-            .args(["--user", "sh", "-c", "echo ready; exec cat"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child = spawn(
+            Command::new("unshare")
+                .args(["--user", "sh", "-c", "echo ready; exec cat"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped()),
+        );
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap())
             .read_line(&mut line)

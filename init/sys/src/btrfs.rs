@@ -43,6 +43,8 @@ const fn read_request(number: u64, size: usize) -> libc::c_ulong {
     (2 << 30) | ((size as u64) << 16) | (0x94 << 8) | number
 }
 
+/// `_IO(0x94, 8)`.
+const SYNC: libc::c_ulong = 0x9408;
 const SUBVOL_CREATE: libc::c_ulong = write_request(14, size_of::<VolArgs>());
 const SNAP_DESTROY: libc::c_ulong = write_request(15, size_of::<VolArgs>());
 const SNAP_CREATE_V2: libc::c_ulong = write_request(23, size_of::<VolArgsV2>());
@@ -73,6 +75,13 @@ pub fn snapshot(source: impl AsFd, dir: impl AsFd, name: &str) -> io::Result<()>
     // SAFETY: the request takes a `btrfs_ioctl_vol_args_v2`, which `args` is (size asserted above);
     // the kernel reads it during the call only, and both descriptors are open.
     let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), SNAP_CREATE_V2, &raw mut args) };
+    check(result)
+}
+
+/// Commits the filesystem of `any` and makes the kernel begin to free removed subvolumes.
+pub fn sync(any: impl AsFd) -> io::Result<()> {
+    // SAFETY: the request has no argument; the descriptor is open.
+    let result = unsafe { libc::ioctl(any.as_fd().as_raw_fd(), SYNC) };
     check(result)
 }
 

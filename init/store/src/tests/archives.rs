@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use super::{add, config, count};
-use crate::testing::{TarMaker, TestPool};
+use crate::testing::{TarMaker, TestPool, output};
 use crate::{Digest, Error, ImageConfig, LoadEvent, Store};
 
 const POOL: u64 = 256 << 20;
@@ -178,16 +178,23 @@ fn archives_that_skopeo_writes_are_loaded() {
     let dir = tempfile::tempdir().unwrap();
     let (layer, config) = (layer(), config(&[&layer()]));
     let source = dir.path().join("source.tar");
-    std::fs::write(&source, old_archive(&layer, &config)).unwrap();
+    let manifest = r#"[{"Config":"c.json","RepoTags":["a:b"],"Layers":["l.tar"]}]"#;
+    let archive = TarMaker::default()
+        .file("l.tar", &layer)
+        .file("c.json", &config)
+        .file("manifest.json", manifest.as_bytes())
+        .finish();
+    std::fs::write(&source, archive).unwrap();
     for form in ["docker-archive", "oci-archive"] {
         let target = dir.path().join(format!("{form}.tar"));
-        let status = Command::new("skopeo")
-            .args(["--insecure-policy", "copy", "--quiet"])
-            .arg(format!("docker-archive:{}", source.display()))
-            .arg(format!("{form}:{}:docker.io/team/copy:v2", target.display()))
-            .status()
-            .unwrap_or_else(|e| panic!("Cannot run skopeo ({e}); install it."));
-        assert!(status.success(), "skopeo failed to write a {form}");
+        let output = output(
+            Command::new("skopeo")
+                .args(["--insecure-policy", "copy", "--quiet"])
+                .arg(format!("docker-archive:{}", source.display()))
+                .arg(format!("{form}:{}:docker.io/team/copy:v2", target.display())),
+        );
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "skopeo failed to write a {form}: {text}");
         let pool = TestPool::new(POOL);
         let store = pool.store();
         let loaded = load(&store, &std::fs::read(&target).unwrap()).unwrap();

@@ -8,7 +8,7 @@ use tar::EntryType;
 
 use super::{add, config, count};
 use crate::mkfs::LAYER_INODES;
-use crate::testing::{TarMaker, TestPool};
+use crate::testing::{TarMaker, TestPool, output};
 use crate::{ChainId, Digest, Error, Store};
 
 const POOL: u64 = 256 << 20;

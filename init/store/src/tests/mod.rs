@@ -4,6 +4,7 @@ mod archives;
 mod images;
 mod layers;
 mod roots;
+mod speed;
 
 use crate::{Digest, Image, Store};
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::{add, count};
 use crate::Error;
-use crate::testing::{TarMaker, TestPool, UserNamespace};
+use crate::testing::{TarMaker, TestPool, UserNamespace, output};
 
 const POOL: u64 = 256 << 20;
 const START: u32 = 1_000_000;
@@ -24,6 +24,17 @@ fn tar() -> Vec<u8> {
 /// A detached mount can be used through its descriptor.
 fn within(mount: &OwnedFd, path: &str) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd())).join(path)
+}
+
+/// Runs a script in a root as one of the host's ids.
+fn as_user(mount: &OwnedFd, uid: u32, script: &str) -> bool {
+    let path = format!("/proc/{}/fd/{}", std::process::id(), mount.as_raw_fd());
+    // The folder is entered with root's rights: a process of other ids cannot follow `/proc/PID/fd`.
+    let inner =
+        format!("cd {path} && exec setpriv --reuid={uid} --regid={uid} --clear-groups sh -c '{script}'");
+    output(std::process::Command::new("sh").args(["-c", &inner]))
+        .status
+        .success()
 }
 
 #[test]
@@ -67,23 +78,12 @@ fn the_zones_own_root_creates_files_and_others_cannot() {
     store.create_root("zone", &image.id).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
-    let as_user = |uid: u32, script: &str| {
-        let path = format!("/proc/{}/fd/{}", std::process::id(), mount.as_raw_fd());
-        let ids = format!("--reuid={uid}");
-        let group = format!("--regid={uid}");
-        // The folder is entered with root's rights: a process of other ids cannot follow `/proc/PID/fd`.
-        let inner = format!("cd {path} && exec setpriv {ids} {group} --clear-groups sh -c '{script}'");
-        std::process::Command::new("sh")
-            .args(["-c", &inner])
-            .status()
-            .unwrap()
-            .success()
-    };
     assert!(as_user(
+        &mount,
         START,
         "echo x > made && mkdir folder && rm etc/a && mv bin/sh bin/renamed"
     ));
-    assert!(!as_user(START + 5, "echo x > other"));
+    assert!(!as_user(&mount, START + 5, "echo x > other"));
     let upper = pool.path().join("store/roots/zone/upper");
     assert_eq!(fs::metadata(upper.join("made")).unwrap().uid(), 0);
     assert_eq!(fs::metadata(within(&mount, "made")).unwrap().uid(), START);
@@ -103,24 +103,11 @@ fn no_two_files_of_a_root_have_one_inode_number() {
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
     let mut seen = std::collections::BTreeMap::new();
-    for n in 0..50 {
-        let path = within(&mount, &format!("upper-{n}"));
-        // Created by an id that the mapped mount knows.
-        let status = std::process::Command::new("setpriv")
-            .args([format!("--reuid={START}"), format!("--regid={START}")])
-            .args([
-                "--clear-groups",
-                "--inh-caps=+dac_override",
-                "--ambient-caps=+dac_override",
-                "true",
-            ])
-            .status()
-            .unwrap();
-        assert!(status.success());
-        if let Err(reason) = fs::create_dir(&path) {
-            panic!("{}: {reason}", path.display());
-        }
-    }
+    assert!(as_user(
+        &mount,
+        START,
+        "for n in $(seq 50); do mkdir upper-$n || exit 1; done"
+    ));
     for path in ["", "lower"] {
         for entry in fs::read_dir(within(&mount, path)).unwrap() {
             let entry = entry.unwrap();
