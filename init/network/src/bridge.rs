@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -483,16 +484,24 @@ fn configure_zone(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result<()> {
 /// Lets the host forward packets, and use the zones' published ports by its loopback addresses
 /// (the packet rules keep those from everyone else).
 fn forward_packets(bridge: &str) -> Result<()> {
-    for path in [
-        "/proc/sys/net/ipv4/ip_forward".to_owned(),
-        format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
-    ] {
-        fs::write(&path, "1").map_err(|source| Error::Io {
-            action: format!("set {path} to 1"),
+    let set = |path: &str, value: &str| {
+        fs::write(path, value).map_err(|source| Error::Io {
+            action: format!("set {path} to {value}"),
             source,
-        })?;
+        })
+    };
+    set("/proc/sys/net/ipv4/ip_forward", "1")?;
+    set(&format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), "1")?;
+    // A zone that asks a neighbour by a published port must keep asking the host, so the host
+    // must not tell it of a shorter way.
+    set("/proc/sys/net/ipv4/conf/all/send_redirects", "0")?;
+    set(&format!("/proc/sys/net/ipv4/conf/{bridge}/send_redirects"), "0")?;
+    // Where the module br_netfilter is loaded, packets between ports of a bridge would pass
+    // through the rules for routed packets, and be changed before they are routed.
+    match set("/proc/sys/net/bridge/bridge-nf-call-iptables", "0") {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
     }
-    Ok(())
 }
 
 fn publications(zone: Ipv4Addr, ports: &[BoundPort]) -> Vec<Publication> {
