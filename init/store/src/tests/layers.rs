@@ -290,6 +290,12 @@ fn a_full_pool_is_said_to_be_full_and_has_its_space_back() {
     drop(store);
     pool.unmount();
     pool.mount();
+    let mut freed = std::process::Command::new("btrfs");
+    assert!(
+        output(freed.args(["subvolume", "sync"]).arg(pool.path()))
+            .status
+            .success()
+    );
     let store = pool.store();
     add(
         &store,
