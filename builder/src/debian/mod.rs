@@ -36,11 +36,12 @@ pub struct Package {
 /// The Debian archive as this machine's apt knows it.
 pub(crate) struct Archive<'a> {
     cache: &'a Cache,
+    progress: &'a dyn Progress,
 }
 
 impl<'a> Archive<'a> {
-    pub(crate) fn new(cache: &'a Cache) -> Self {
-        Self { cache }
+    pub(crate) fn new(cache: &'a Cache, progress: &'a dyn Progress) -> Self {
+        Self { cache, progress }
     }
 
     /// Which packages are meant. The answer is kept until apt's lists change.
@@ -82,17 +83,16 @@ impl<'a> Archive<'a> {
     }
 
     /// Fetches packages that are not in the cache yet; returns the files in the same order.
-    pub(crate) fn fetch(
-        &self,
-        packages: &[Package],
-        progress: &dyn Progress,
-    ) -> anyhow::Result<Vec<PathBuf>> {
+    pub(crate) fn fetch(&self, packages: &[Package]) -> anyhow::Result<Vec<PathBuf>> {
         let missing: Vec<&Package> = packages
             .iter()
             .filter(|package| !self.is_whole(package))
             .collect();
         if !missing.is_empty() {
-            let step = progress.step(&format!("fetch {} Debian packages", missing.len()));
+            let many = if missing.len() == 1 { "package" } else { "packages" };
+            let step = self
+                .progress
+                .step(&format!("fetch {} Debian {many}", missing.len()));
             self.download(&missing)?;
             step.finish();
         }
@@ -173,7 +173,9 @@ impl<'a> Archive<'a> {
     fn update_own_lists(&self) -> anyhow::Result<()> {
         let mut apt = Command::new("apt-get");
         apt.args(self.options(Lists::Own)?).args(["update", "--quiet=2"]);
+        let step = self.progress.step("renew the package lists");
         command::run(&mut apt)?;
+        step.finish();
         Ok(())
     }
 

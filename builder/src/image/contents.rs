@@ -150,7 +150,7 @@ fn boot_config(recipe: &Recipe, images: &[Prepared]) -> BootConfig {
         images: preloaded(images),
         zones: recipe.zones.iter().map(zone).collect(),
         registry: handover::RegistryConfig {
-            insecure: recipe.registry.insecure.clone(),
+            insecure: recipe.registry.insecure.iter().map(ToString::to_string).collect(),
         },
     }
 }

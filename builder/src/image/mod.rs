@@ -89,7 +89,7 @@ pub struct BuiltImage {
 /// Says what is missing or wrong, and what to do.
 pub fn build(recipe: &Recipe, options: &BuildOptions, progress: &dyn Progress) -> anyhow::Result<BuiltImage> {
     let cache = Cache::open(&options.cache)?;
-    let archive = Archive::new(&cache);
+    let archive = Archive::new(&cache, progress);
     let kernel = kernel::provide(recipe, &cache, &archive, progress)?;
     let images = recipe
         .images
@@ -97,7 +97,7 @@ pub fn build(recipe: &Recipe, options: &BuildOptions, progress: &dyn Progress) -
         .map(|image| oci::prepare(recipe, image, &cache, &archive, progress))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let stub = if recipe.output.efi {
-        Some(stub(&cache, &archive, progress)?)
+        Some(stub(&cache, &archive)?)
     } else {
         None
     };
@@ -142,14 +142,14 @@ fn efi_name(recipe: &Recipe) -> String {
 }
 
 /// Fetches the UEFI stub.
-fn stub(cache: &Cache, archive: &Archive<'_>, progress: &dyn Progress) -> anyhow::Result<(Package, PathBuf)> {
+fn stub(cache: &Cache, archive: &Archive<'_>) -> anyhow::Result<(Package, PathBuf)> {
     let found = archive.resolve(&Wanted::only(&[STUB_PACKAGE]))?;
     let package = found
         .into_iter()
         .next()
         .with_context(|| format!("There is no package {STUB_PACKAGE}"))?;
     let dir = cache.folder("stubs", &key(&package)?, |dir| {
-        let debs = archive.fetch(std::slice::from_ref(&package), progress)?;
+        let debs = archive.fetch(std::slice::from_ref(&package))?;
         debs.iter()
             .try_for_each(|deb| debian::unpack(deb, dir, |name| name == STUB))
     })?;

@@ -17,9 +17,9 @@ fn shared_cache() -> Cache {
 /// A static program to stand for `/init`, which would take minutes to build.
 fn some_init() -> PathBuf {
     let cache = shared_cache();
-    let archive = Archive::new(&cache);
+    let archive = Archive::new(&cache, &Silent);
     let packages = archive.resolve(&Wanted::only(&["busybox-static"])).unwrap();
-    let debs = archive.fetch(&packages, &Silent).unwrap();
+    let debs = archive.fetch(&packages).unwrap();
     let dir = cache
         .folder("test-init", &key(&packages).unwrap(), |dir| {
             debian::unpack(&debs[0], dir, |name| name.ends_with("bin/busybox"))

@@ -48,7 +48,7 @@ pub(crate) fn provide(
     let recipe::KernelProvider::Debian = recipe.kernel.provider;
     let package = find_package(archive, recipe.kernel.package.as_str())?;
     let dir = cache.folder("kernels", &key(&("unpacked", &package))?, |dir| {
-        let debs = archive.fetch(std::slice::from_ref(&package), progress)?;
+        let debs = archive.fetch(std::slice::from_ref(&package))?;
         let step = progress.step("unpack the kernel");
         let deb = debs.first().context("The kernel's package is missing")?;
         debian::unpack(deb, dir, is_part_of_a_kernel)?;

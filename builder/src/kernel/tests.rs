@@ -12,7 +12,7 @@ fn kernel() -> Kernel {
     let text = "name = \"t\"\n[kernel]\nprovider = \"debian\"\npackage = \"linux-image-6.12-cloud-amd64\"\ncommand-line = \"\"\n";
     let recipe = Recipe::parse(text, Path::new("t.toml")).unwrap();
     let cache = Cache::open(&BuildOptions::from_environment().unwrap().cache).unwrap();
-    provide(&recipe, &cache, &Archive::new(&cache), &Silent).unwrap()
+    provide(&recipe, &cache, &Archive::new(&cache, &Silent), &Silent).unwrap()
 }
 
 /// What depmod would write for the kernel, as lines of words: `modules.dep`, then aliases and soft

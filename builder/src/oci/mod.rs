@@ -84,7 +84,7 @@ fn prepare_source(
                 let Inputs::Packages(wanted) = &inputs else {
                     unreachable_inputs()?
                 };
-                let debs = archive.fetch(wanted, progress)?;
+                let debs = archive.fetch(wanted)?;
                 packages::assemble(recipe, image, packages, &debs, scratch.path())?
             }
             Source::Rootfs(path) => rootfs::assemble(recipe, image, &recipe.resolve(path), scratch.path())?,

@@ -34,7 +34,13 @@ fn made(dir: &Path, image: &str) -> anyhow::Result<Prepared> {
     fs::write(dir.join("t.toml"), text).unwrap();
     let recipe = Recipe::load(&dir.join("t.toml")).unwrap();
     let cache = Cache::open(&dir.join("cache")).unwrap();
-    prepare(&recipe, &recipe.images[0], &cache, &Archive::new(&cache), &Silent)
+    prepare(
+        &recipe,
+        &recipe.images[0],
+        &cache,
+        &Archive::new(&cache, &Silent),
+        &Silent,
+    )
 }
 
 fn skopeo(args: &[&str]) -> String {

@@ -20,7 +20,10 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 pub use error::RecipeError;
-pub use values::{AbsolutePath, ByteSize, CommandLine, Cpus, Mode, ModuleName, Name, PortMapping, Reference};
+pub use values::{
+    AbsolutePath, ByteSize, CommandLine, Cpus, ExposedPort, Mode, ModuleName, Name, PortMapping, Reference,
+    RegistryHost, RunAs, SignalName,
+};
 
 /// A whole recipe.
 #[derive(Debug, Clone, Deserialize, Serialize)]
@@ -121,7 +124,7 @@ pub struct Pool {
 pub struct Registry {
     /// `host` or `host:port` of registries that are spoken to over plain HTTP.
     #[serde(default)]
-    pub insecure: Vec<String>,
+    pub insecure: Vec<RegistryHost>,
 }
 
 /// `[[image]]`: a container image that the appliance has from the start.
@@ -187,17 +190,17 @@ pub struct ImageConfig {
     pub env: BTreeMap<String, String>,
     /// `80/tcp`
     #[serde(default)]
-    pub exposed_ports: Vec<values::ExposedPort>,
+    pub exposed_ports: Vec<ExposedPort>,
     #[serde(default)]
     pub workdir: Option<AbsolutePath>,
     /// `user`, `uid`, `user:group` or `uid:gid`
     #[serde(default)]
-    pub user: Option<String>,
+    pub user: Option<RunAs>,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// `SIGTERM`, `SIGQUIT`, …
     #[serde(default)]
-    pub stop_signal: Option<String>,
+    pub stop_signal: Option<SignalName>,
     #[serde(default)]
     pub volumes: Vec<AbsolutePath>,
 }

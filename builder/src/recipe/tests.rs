@@ -203,6 +203,21 @@ const MISTAKES: &[(&str, usize, &[&str])] = &[
         9,
         &["expected a number of CPUs"],
     ),
+    (
+        "[registry]\ninsecure = [\"http://10.0.2.2\"]",
+        7,
+        &["\"http://10.0.2.2\"", "without `http://`"],
+    ),
+    (
+        "[[image]]\nreference = \"b\"\nsource.rootfs = \"x\"\nconfig.stop-signal = \"TERM\"",
+        9,
+        &["\"TERM\"", "\"SIGTERM\""],
+    ),
+    (
+        "[[image]]\nreference = \"b\"\nsource.rootfs = \"x\"\nconfig.user = \"a b\"",
+        9,
+        &["expected a user"],
+    ),
     ("[kernel]\n", 6, &["uplicate"]),
     ("= 3", 6, &[]),
 ];

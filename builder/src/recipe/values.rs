@@ -310,8 +310,8 @@ impl FromStr for Reference {
             && tag
                 .chars()
                 .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-        let (host, path) = match name.split_once('/') {
-            Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (Some(host), path),
+        let (registry, path) = match name.split_once('/') {
+            Some((first, path)) if first.contains(['.', ':']) || first == "localhost" => (Some(first), path),
             _ => (None, name),
         };
         let component = |part: &str| {
@@ -321,16 +321,7 @@ impl FromStr for Reference {
                     .chars()
                     .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
         };
-        let host_valid = host.is_none_or(|host| {
-            let (host, number) = host
-                .split_once(':')
-                .map_or((host, None), |(host, port)| (host, Some(port)));
-            !host.is_empty()
-                && host
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
-                && number.is_none_or(|number| port(number).is_ok())
-        });
+        let host_valid = registry.is_none_or(host);
         let valid = tag_valid && host_valid && name.len() <= 255 && path.split('/').all(component);
         valid.then(|| Self(format!("{name}:{tag}"))).ok_or(Malformed)
     }
@@ -339,6 +330,78 @@ from_text!(
     Reference,
     "an image's name and tag such as \"busybox:latest\" (lower case)"
 );
+
+/// A registry as `host` or `host:port`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RegistryHost(String);
+
+impl FromStr for RegistryHost {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        host(text).then(|| Self(text.to_owned())).ok_or(Malformed)
+    }
+}
+from_text!(
+    RegistryHost,
+    "a registry such as \"10.0.2.2\" or \"registry.lan:5000\", without `http://` and path"
+);
+
+/// `host` or `host:port`.
+fn host(text: &str) -> bool {
+    let (name, number) = text
+        .split_once(':')
+        .map_or((text, None), |(name, number)| (name, Some(number)));
+    !name.is_empty()
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '.' || c == '-')
+        && number.is_none_or(|number| port(number).is_ok())
+}
+
+/// Whom an image runs as: `user`, `uid`, `user:group` or `uid:gid`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunAs(String);
+
+impl FromStr for RunAs {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let named = |part: &str| {
+            !part.is_empty()
+                && part
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        };
+        let (user, group) = text
+            .split_once(':')
+            .map_or((text, None), |(user, group)| (user, Some(group)));
+        let valid = named(user) && group.is_none_or(named);
+        valid.then(|| Self(text.to_owned())).ok_or(Malformed)
+    }
+}
+from_text!(RunAs, "a user such as \"www-data\", \"33\" or \"33:33\"");
+
+/// A signal by name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SignalName(String);
+
+impl FromStr for SignalName {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let known = SIGNALS.iter().any(|name| text.strip_prefix("SIG") == Some(name));
+        known.then(|| Self(text.to_owned())).ok_or(Malformed)
+    }
+}
+from_text!(
+    SignalName,
+    "a signal such as \"SIGTERM\", \"SIGINT\" or \"SIGQUIT\""
+);
+
+/// signal(7), without the numbered ones.
+const SIGNALS: &[&str] = &[
+    "ABRT", "ALRM", "BUS", "CHLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "KILL", "PIPE", "PROF", "PWR",
+    "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2",
+    "VTALRM", "WINCH", "XCPU", "XFSZ",
+];
 
 /// A path inside an image: starts with `/`, has no `.`, `..` or empty part.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -404,4 +467,13 @@ macro_rules! shown_as_text {
         }
     )* };
 }
-shown_as_text!(Name, ModuleName, CommandLine, Reference, AbsolutePath);
+shown_as_text!(
+    Name,
+    ModuleName,
+    CommandLine,
+    Reference,
+    AbsolutePath,
+    RegistryHost,
+    RunAs,
+    SignalName
+);
