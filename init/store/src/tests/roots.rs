@@ -32,9 +32,9 @@ fn as_user(mount: &OwnedFd, uid: u32, script: &str) -> bool {
     // The folder is entered with root's rights: a process of other ids cannot follow `/proc/PID/fd`.
     let inner =
         format!("cd {path} && exec setpriv --reuid={uid} --regid={uid} --clear-groups sh -c '{script}'");
-    output(std::process::Command::new("sh").args(["-c", &inner]))
-        .status
-        .success()
+    let done = output(std::process::Command::new("sh").args(["-c", &inner]));
+    eprint!("{}", String::from_utf8_lossy(&done.stderr));
+    done.status.success()
 }
 
 #[test]
