@@ -141,6 +141,7 @@ pub(crate) fn prove_static(bytes: &[u8]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::Silent;
 
     #[test]
     fn a_static_program_is_taken() {
@@ -167,6 +168,60 @@ mod tests {
             .collect();
         assert_eq!(found, [PathBuf::from("/t/init")]);
         assert!(Message::read("{\"reason\":\"build-finished\"}").is_none());
+    }
+
+    /// A workspace whose `init` is one small file.
+    fn workspace(source: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        write(
+            "Cargo.toml",
+            "[workspace]\nmembers = [\"init\"]\nresolver = \"3\"\n",
+        );
+        write(
+            "init/Cargo.toml",
+            "[package]\nname = \"init\"\nversion = \"0.0.0\"\nedition = \"2024\"\n",
+        );
+        write("init/src/main.rs", source);
+        let flags = "rustflags = [\"-C\", \"target-feature=+crt-static\"]\n";
+        let target = dir.path().join("target");
+        let config = format!("[build]\ntarget-dir = {target:?}\n[target.{TARGET}]\n{flags}");
+        write(".cargo/config.toml", &config);
+        dir
+    }
+
+    #[test]
+    fn the_binary_that_cargo_builds_is_static_and_does_not_tell_where_it_was_built() {
+        let dir =
+            workspace("fn main() { let n = std::env::args().count(); assert!(n > 7, \"{}\", file!()); }");
+        let path = build(dir.path(), &Silent).unwrap();
+        let bytes = std::fs::read(path).unwrap();
+        prove_static(&bytes).unwrap();
+        let place = dir.path().to_str().unwrap().as_bytes();
+        assert!(
+            !bytes.windows(place.len()).any(|part| part == place),
+            "the folder's name is in the binary"
+        );
+    }
+
+    #[test]
+    fn sources_that_do_not_compile_are_told_in_the_compilers_words() {
+        let dir = workspace("fn main() { there_is_no_such_thing(); }");
+        let error = format!("{:#}", build(dir.path(), &Silent).unwrap_err());
+        assert!(
+            error.contains("Cannot build /init") && error.contains("there_is_no_such_thing"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_folder_without_the_sources_is_told() {
+        let error = build(Path::new("/nowhere"), &Silent).unwrap_err().to_string();
+        assert!(error.contains("not in /nowhere"), "{error}");
     }
 
     #[test]
