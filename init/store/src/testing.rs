@@ -50,6 +50,17 @@ impl TestPool {
         pool
     }
 
+    /// The device's content as it is now: what a power cut would leave.
+    pub(crate) fn copy(&self) -> PathBuf {
+        let copy = self.dir.path().join("copy");
+        std::fs::copy(self.image(), &copy).unwrap();
+        copy
+    }
+
+    pub(crate) fn replace_image(&self, copy: PathBuf) {
+        std::fs::rename(copy, self.image()).unwrap();
+    }
+
     pub(crate) fn image(&self) -> PathBuf {
         self.dir.path().join("image")
     }

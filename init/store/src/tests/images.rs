@@ -84,6 +84,35 @@ fn everything_is_there_again_after_a_remount() {
 }
 
 #[test]
+fn an_acknowledged_image_survives_a_power_cut() {
+    let mut pool = TestPool::new(POOL);
+    let store = pool.store();
+    let large = TarMaker::default().file("large", &[7; 3 << 20]).finish();
+    let image = add(&store, &[&large, &tar("b")], "app:v1");
+    // Not acknowledged yet: a layer without its image.
+    store
+        .ingest_layer(None, &Digest::of(&tar("c")), tar("c").as_slice())
+        .unwrap();
+    let copy = pool.copy();
+    drop(store);
+    pool.unmount();
+    pool.replace_image(copy);
+    pool.mount();
+    let store = pool.store();
+    let again = store.resolve("app:v1").unwrap();
+    assert_eq!(
+        (again.id, count(&store, "layers"), count(&store, "tmp")),
+        (image.id, 2, 0)
+    );
+    let file = pool
+        .path()
+        .join("store/layers")
+        .join(image.layers[1].hex())
+        .join("large");
+    assert_eq!(std::fs::read(file).unwrap(), vec![7; 3 << 20]);
+}
+
+#[test]
 fn layers_go_with_the_last_image_that_uses_them() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
