@@ -157,6 +157,7 @@ fn inspect_tells_what_the_recipe_asked_for() {
 
 #[test]
 fn objdump_and_sbverify_read_the_uefi_image() {
+    tools::need(&["binutils", "sbsigntool"]);
     let dir = tempfile::tempdir().unwrap();
     let image = build(&recipe(dir.path(), ""), &options(), &Silent).unwrap();
     let efi = image.efi.unwrap();

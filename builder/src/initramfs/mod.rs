@@ -158,6 +158,7 @@ mod tests {
 
     #[test]
     fn cpio_lists_what_was_written_sorted_and_owned_by_root() {
+        tools::need(&["cpio"]);
         let mut child = Command::new("cpio")
             .args(["--list", "--verbose", "--numeric-uid-gid", "--quiet"])
             .env("TZ", "UTC")

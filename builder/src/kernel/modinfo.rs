@@ -116,6 +116,23 @@ pub fn load(file: &Path) -> anyhow::Result<Vec<u8>> {
     Ok(plain)
 }
 
+/// Closes a signed module (the kernel's `include/linux/module_signature.h`).
+const SIGNATURE_MAGIC: &[u8] = b"~Module signature appended~\n";
+/// `struct module_signature`; its last four bytes are the signature's length, big-endian.
+const SIGNATURE_INFO: usize = 12;
+
+/// A module without the signature that is appended to it, if there is one.
+#[must_use]
+pub fn without_signature(module: &[u8]) -> &[u8] {
+    let bare = || {
+        let rest = module.strip_suffix(SIGNATURE_MAGIC)?;
+        let (rest, info) = rest.split_at_checked(rest.len().checked_sub(SIGNATURE_INFO)?)?;
+        let length = u32::from_be_bytes(info.last_chunk().copied()?);
+        rest.get(..rest.len().checked_sub(usize::try_from(length).ok()?)?)
+    };
+    bare().unwrap_or(module)
+}
+
 /// `drivers/char/hw_random/virtio-rng.ko.xz` → `virtio_rng`
 fn name_of(file: &Path) -> String {
     let name = file
@@ -231,6 +248,22 @@ mod tests {
         assert_eq!(info.depends, ["xor", "raid6_pq"]);
         assert_eq!(info.aliases, ["fs-btrfs"]);
         assert_eq!(info.soft_depends, ["a", "b", "c-d"]);
+    }
+
+    #[test]
+    fn only_a_signature_that_is_whole_is_taken_off() {
+        let signed = [
+            b"module".as_slice(),
+            b"sig",
+            &[0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 3],
+            SIGNATURE_MAGIC,
+        ]
+        .concat();
+        assert_eq!(without_signature(&signed), b"module");
+        assert_eq!(without_signature(b"module"), b"module");
+        assert_eq!(without_signature(SIGNATURE_MAGIC), SIGNATURE_MAGIC);
+        let too_long = [b"m".as_slice(), &[0xff; SIGNATURE_INFO], SIGNATURE_MAGIC].concat();
+        assert_eq!(without_signature(&too_long), too_long);
     }
 
     #[test]

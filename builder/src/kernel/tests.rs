@@ -18,6 +18,7 @@ fn kernel() -> Kernel {
 /// What depmod would write for the kernel, as lines of words: `modules.dep`, then aliases and soft
 /// dependencies.
 fn depmod(kernel: &Kernel) -> String {
+    tools::need(&["kmod"]);
     // depmod wants lib/modules/<release> below its base folder.
     let base = kernel.modules_dir.ancestors().nth(3).unwrap();
     let output = Command::new("depmod")

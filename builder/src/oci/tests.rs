@@ -44,6 +44,7 @@ fn made(dir: &Path, image: &str) -> anyhow::Result<Prepared> {
 }
 
 fn skopeo(args: &[&str]) -> String {
+    tools::need(&["skopeo"]);
     let output = Command::new("skopeo")
         .arg("--insecure-policy")
         .args(args)

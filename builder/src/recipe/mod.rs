@@ -76,18 +76,29 @@ pub enum KernelProvider {
 }
 
 /// `[modules]`: kernel modules by name; what they depend on comes along.
-#[derive(Debug, Clone, Default, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+#[derive(Debug, Clone, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Modules {
     /// Loaded at boot in this order, whether a device asks or not.
-    #[serde(default)]
     pub always: Vec<Spanned<ModuleName>>,
     /// In the image for the devices that ask for them.
-    #[serde(default)]
     pub by_device: Vec<Spanned<ModuleName>>,
     /// Soft dependencies (what a module uses if it is there) that the image goes without.
-    #[serde(default)]
     pub without: Vec<Spanned<ModuleName>>,
+    /// Whether modules keep the signature of who built the kernel. A kernel that was started by
+    /// Secure Boot loads no others; any other kernel only spends time on it.
+    pub signatures: bool,
+}
+
+impl Default for Modules {
+    fn default() -> Self {
+        Self {
+            always: Vec::new(),
+            by_device: Vec::new(),
+            without: Vec::new(),
+            signatures: true,
+        }
+    }
 }
 
 /// `[initramfs]`
