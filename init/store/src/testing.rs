@@ -24,6 +24,10 @@ pub(crate) fn spawn(command: &mut Command) -> Child {
 
 /// Runs a program to its end.
 pub(crate) fn output(command: &mut Command) -> Output {
+    {
+        let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        tools::need(&["btrfs-progs", "skopeo"]);
+    }
     let piped = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
