@@ -62,7 +62,7 @@ impl Contents {
     }
 
     /// The initramfs; modules are uncompressed in it, so that the whole is compressed once and well.
-    pub(super) fn initramfs(&self, kernel: &Kernel) -> anyhow::Result<Initramfs> {
+    pub(super) fn initramfs(&self, recipe: &Recipe, kernel: &Kernel) -> anyhow::Result<Initramfs> {
         let mut initramfs = Initramfs::default();
         initramfs.add("/init", Content::Bytes(self.init.clone()), 0o755);
         // Without it the kernel starts /init with neither input nor output.
@@ -85,7 +85,10 @@ impl Contents {
                 .get(name)
                 .and_then(|module| module.path.as_ref());
             let path = path.with_context(|| format!("Module {name} has no file"))?;
-            let bytes = modinfo::load(&kernel.modules_dir.join(path))?;
+            let mut bytes = modinfo::load(&kernel.modules_dir.join(path))?;
+            if !recipe.modules.signatures {
+                bytes.truncate(modinfo::without_signature(&bytes).len());
+            }
             initramfs.add(
                 &format!("{MODULES_DIR}/{}", entry.file),
                 Content::Bytes(bytes),

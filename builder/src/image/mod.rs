@@ -167,7 +167,7 @@ fn make(
 ) -> anyhow::Result<()> {
     fs::copy(&kernel.vmlinuz, dir.join(VMLINUZ))
         .with_context(|| format!("Cannot copy {}", kernel.vmlinuz.display()))?;
-    let initramfs = contents.initramfs(kernel)?;
+    let initramfs = contents.initramfs(recipe, kernel)?;
     let step = progress.step("pack the initramfs");
     step.set_length(initramfs.size());
     let level = recipe.initramfs.level.as_ref().map(|level| *level.get_ref());

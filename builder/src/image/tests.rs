@@ -267,6 +267,34 @@ fn a_kernel_that_lacks_a_required_option_is_refused() {
 }
 
 #[test]
+fn modules_keep_their_signatures_unless_the_recipe_says_otherwise() {
+    let dir = tempfile::tempdir().unwrap();
+    let magic = b"~Module signature appended~\n";
+    for (more, kept) in [
+        ("", true),
+        ("[modules]\nalways = [\"loop\"]\nsignatures = false\n", false),
+    ] {
+        let path = dir.path().join("t.toml");
+        let always = if more.is_empty() {
+            "[modules]\nalways = [\"loop\"]\n"
+        } else {
+            more
+        };
+        let text = format!(
+            "name = \"t\"\n[kernel]\nprovider = \"debian\"\npackage = \"linux-image-6.12-cloud-amd64\"\n\
+             command-line = \"\"\n{always}[output]\nefi = false\n"
+        );
+        fs::write(&path, text).unwrap();
+        let image = build(&Recipe::load(&path).unwrap(), &options(), &Silent).unwrap();
+        assert!(image.efi.is_none());
+        let packed = fs::read(image.initrd).unwrap();
+        let entries =
+            crate::initramfs::read::entries(&crate::initramfs::read::decompress(&packed).unwrap()).unwrap();
+        assert_eq!(entries["lib/modules/loop.ko"].ends_with(magic), kept);
+    }
+}
+
+#[test]
 fn an_init_that_is_not_static_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let options = BuildOptions {
