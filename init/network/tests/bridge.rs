@@ -64,12 +64,20 @@ fn port(protocol: Protocol, host_port: Option<u16>, zone_port: u16) -> Port {
 
 /// Serves one connection: answers with the client's address as the server sees it.
 fn serve_tcp(namespace: &Namespace, at: u16) -> std::thread::JoinHandle<()> {
+    serve_tcp_times(namespace, at, 1)
+}
+
+/// Serves so many connections. One listener does: a program that another test starts at that moment
+/// holds a copy of it until its `exec`, and the port could not be bound again.
+fn serve_tcp_times(namespace: &Namespace, at: u16, times: usize) -> std::thread::JoinHandle<()> {
     let listener = namespace
         .run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, at)))
         .unwrap();
     std::thread::spawn(move || {
-        let (mut stream, client) = listener.accept().unwrap();
-        stream.write_all(client.ip().to_string().as_bytes()).unwrap();
+        for _ in 0..times {
+            let (mut stream, client) = listener.accept().unwrap();
+            stream.write_all(client.ip().to_string().as_bytes()).unwrap();
+        }
     })
 }
 
@@ -185,11 +193,11 @@ fn a_published_port_is_reached_from_the_host_itself() {
     let site = Site::new();
     let (zone, _) = site.zone("web");
     site.publish("web", port(Protocol::Tcp, Some(8080), 80));
+    let server = serve_tcp_times(&zone, 80, 3);
     for address in [Ipv4Addr::LOCALHOST, HOST, GATEWAY.address] {
-        let server = serve_tcp(&zone, 80);
         ask_tcp(&site.host, (address, 8080), PATIENCE).unwrap_or_else(|e| panic!("by {address}: {e}"));
-        server.join().unwrap();
     }
+    server.join().unwrap();
 }
 
 #[test]
@@ -199,13 +207,13 @@ fn a_published_port_is_reached_from_zones_by_the_hosts_address() {
     let (other, _) = site.zone("client");
     site.publish("web", port(Protocol::Tcp, Some(8080), 80));
     // From a neighbour, and from the very zone that serves.
+    let server = serve_tcp_times(&zone, 80, 4);
     for (who, from) in [("a neighbour", &other), ("itself", &zone)] {
         for address in [HOST, GATEWAY.address] {
-            let server = serve_tcp(&zone, 80);
             ask_tcp(from, (address, 8080), PATIENCE).unwrap_or_else(|e| panic!("by {who} at {address}: {e}"));
-            server.join().unwrap();
         }
     }
+    server.join().unwrap();
 }
 
 #[test]
