@@ -157,9 +157,10 @@ impl Client {
         let began = Instant::now();
         if let Some(address) = self.config.former.take() {
             let question = Question::Reboot { address };
-            match self.request(&socket, began, question, REBOOT_ATTEMPTS).await? {
-                Some((Answer::Ack(lease), asked)) => return Ok((lease, asked)),
-                Some(_) | None => {}
+            let transaction = self.transaction(began);
+            let answer = request(&socket, &transaction, question, REBOOT_ATTEMPTS).await?;
+            if let Some((Answer::Ack(lease), asked)) = answer {
+                return Ok((lease, asked));
             }
         }
         // SELECTING, until some server offers something.
@@ -187,7 +188,8 @@ impl Client {
                 address: offer.address,
                 server: offer.server,
             };
-            match self.request(&socket, began, question, REQUEST_ATTEMPTS).await? {
+            // The server knows its offer by the transaction's id.
+            match request(&socket, &transaction, question, REQUEST_ATTEMPTS).await? {
                 Some((Answer::Ack(lease), asked)) => return Ok((lease, asked)),
                 Some(_) => {
                     tell(Event::Trouble(format!(
@@ -200,30 +202,6 @@ impl Client {
                 None => {}
             }
         }
-    }
-
-    /// REQUESTING and REBOOTING: the answer and when the request was sent, or none.
-    async fn request(
-        &self,
-        socket: &Unbound,
-        began: Instant,
-        question: Question,
-        attempts: u32,
-    ) -> io::Result<Option<(Answer, Instant)>> {
-        let transaction = self.transaction(began);
-        let mut backoff = Backoff::new();
-        for _ in 0..attempts {
-            let asked = Instant::now();
-            let answer = socket
-                .ask(&transaction, question, backoff.next(), |answer| {
-                    settles(answer, question)
-                })
-                .await?;
-            if let Some(answer) = answer {
-                return Ok(Some((answer, asked)));
-            }
-        }
-        Ok(None)
     }
 
     /// BOUND, RENEWING and REBINDING: the prolonged lease, or none when the address is lost.
@@ -298,6 +276,25 @@ impl Client {
             since: began.elapsed(),
         }
     }
+}
+
+/// REQUESTING and REBOOTING: the answer and when the request was sent, or none.
+async fn request(
+    socket: &Unbound,
+    transaction: &message::Transaction<'_>,
+    question: Question,
+    attempts: u32,
+) -> io::Result<Option<(Answer, Instant)>> {
+    let mut backoff = Backoff::new();
+    for _ in 0..attempts {
+        let asked = Instant::now();
+        let accept = |answer: &Answer| settles(answer, question);
+        let answer = socket.ask(transaction, question, backoff.next(), accept).await?;
+        if let Some(answer) = answer {
+            return Ok(Some((answer, asked)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether an answer decides a request: a grant of what was asked for, or a refusal by the server

@@ -40,10 +40,6 @@ impl Batch {
         pad(&mut self.bytes);
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.starts.is_empty()
-    }
-
     /// Sets flag bits of the message `index`.
     pub(super) fn add_flags(&mut self, index: usize, flags: u16) {
         let Some(at) = self.starts.get(index).map(|start| start + 6) else {
@@ -92,10 +88,6 @@ impl Body<'_> {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.bytes(kind, &bytes);
-    }
-
-    pub(crate) fn u8(&mut self, kind: u16, value: u8) {
-        self.bytes(kind, &[value]);
     }
 
     pub(crate) fn u32(&mut self, kind: u16, value: u32) {
@@ -211,7 +203,7 @@ mod tests {
         batch.push(0x10, 0, |body| {
             body.fixed(&[1, 2, 3, 4]);
             body.text(3, "eth0");
-            body.nest(5, |inner| inner.u8(1, 7));
+            body.nest(5, |inner| inner.bytes(1, &[7]));
         });
         let (message, rest) = split_message(&batch.bytes).unwrap();
         assert!(rest.is_empty());

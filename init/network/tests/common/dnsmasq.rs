@@ -1,10 +1,9 @@
 //! Debian's dnsmasq as a DHCP server in a namespace.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::Namespace;
@@ -12,7 +11,7 @@ use super::Namespace;
 /// A running server; it ends with the value.
 pub(crate) struct Dnsmasq {
     process: Child,
-    lines: Receiver<String>,
+    lines: Mutex<Receiver<String>>,
     seen: Mutex<Vec<String>>,
     _files: tempfile::TempDir,
 }
@@ -23,7 +22,9 @@ impl Dnsmasq {
     pub(crate) fn start(namespace: &Namespace, link: &str, options: &[&str]) -> Self {
         let files = tempfile::tempdir().unwrap();
         let leases = files.path().join("leases");
-        let mut command = Command::new(binary());
+        // The program alone; the service is another package.
+        tools::need(&["dnsmasq-base"]);
+        let mut command = Command::new("/usr/sbin/dnsmasq");
         command
             .args(["--keep-in-foreground", "--conf-file=/dev/null", "--port=0"])
             .args(["--user=root", "--group=root", "--pid-file", "--log-dhcp"])
@@ -44,7 +45,7 @@ impl Dnsmasq {
         });
         let this = Self {
             process,
-            lines,
+            lines: Mutex::new(lines),
             seen: Mutex::default(),
             _files: files,
         };
@@ -60,7 +61,7 @@ impl Dnsmasq {
                 return;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.lines.recv_timeout(left) {
+            match self.lines.lock().unwrap().recv_timeout(left) {
                 Ok(line) => self.seen.lock().unwrap().push(line),
                 Err(_) => panic!(
                     "dnsmasq did not say {text:?} but:\n{}",
@@ -70,10 +71,16 @@ impl Dnsmasq {
         }
     }
 
+    /// All that it said.
+    pub(crate) fn log(&self) -> String {
+        self.count("");
+        self.seen.lock().unwrap().join("\n")
+    }
+
     /// How many lines of the log have this text.
     pub(crate) fn count(&self, text: &str) -> usize {
         let mut seen = self.seen.lock().unwrap();
-        seen.extend(self.lines.try_iter());
+        seen.extend(self.lines.lock().unwrap().try_iter());
         seen.iter().filter(|line| line.contains(text)).count()
     }
 }
@@ -83,37 +90,4 @@ impl Drop for Dnsmasq {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
-}
-
-/// The installed program, or one unpacked from its package beside the tests.
-fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| {
-        let installed = Path::new("/usr/sbin/dnsmasq");
-        if installed.exists() {
-            return installed.to_owned();
-        }
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("dnsmasq");
-        let unpacked = folder.join("usr/sbin/dnsmasq");
-        if !unpacked.exists() {
-            std::fs::create_dir_all(&folder).unwrap();
-            let script = "apt-get download dnsmasq-base && dpkg-deb -x dnsmasq-base_*.deb .";
-            let output = Command::new("sh")
-                .args(["-ec", script])
-                .current_dir(&folder)
-                .output()
-                .unwrap();
-            assert!(
-                output.status.success(),
-                "dnsmasq is needed as a DHCP server; run `apt-get install dnsmasq-base`: {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-        }
-        let version = Command::new(&unpacked).arg("--version").output();
-        assert!(
-            version.is_ok_and(|output| output.status.success()),
-            "dnsmasq lacks libraries; run `apt-get install dnsmasq-base`"
-        );
-        unpacked
-    })
 }
