@@ -1,5 +1,7 @@
 //! The bridge, its packet rules and published ports, with real packets between namespaces.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test's helper fails")]
+
 mod common;
 
 use std::io::{Read, Write};

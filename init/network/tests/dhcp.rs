@@ -1,5 +1,7 @@
 //! The DHCP client and the uplinks, with dnsmasq or a hand-made server at the cable's other end.
 
+#![allow(clippy::unwrap_used, reason = "it is how a test's helper fails")]
+
 mod common;
 
 use std::net::{Ipv4Addr, UdpSocket};
