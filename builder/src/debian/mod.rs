@@ -23,6 +23,9 @@ use crate::progress::Progress;
 
 pub(crate) use resolve::{Follow, Wanted};
 
+/// What apt-cache says when it knows none of the names.
+const NOTHING_FOUND: &str = "No packages found";
+
 /// One package of the archive, in the version that apt would install.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Package {
@@ -56,7 +59,10 @@ impl<'a> Archive<'a> {
         // The machine's lists are absent or too old, and only root may renew them; the builder's
         // own need no root and are verified with the same keys.
         if self.update_own_lists().is_err() {
-            return Err(error);
+            return Err(error.context(
+                "This machine's package lists do not do, and new ones cannot be fetched; check the network and the \
+                 room on the disk",
+            ));
         }
         self.resolve_in(Lists::Own, wanted)
     }
@@ -73,12 +79,17 @@ impl<'a> Archive<'a> {
         let mut apt = Command::new("apt-cache");
         apt.args(self.options(lists)?)
             .args(["show", "--no-all-versions", "--"])
-            .args(names);
+            .args(names)
+            .env("LC_ALL", "C");
         // It fails when it knows none of them, which is not its caller's failure.
         let output = apt
             .stdin(Stdio::null())
             .output()
             .map_err(|error| command::not_started("apt-cache", error))?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() && !stderr.contains(NOTHING_FOUND) {
+            return Err(command::failed("apt-cache", output.status, &stderr).into());
+        }
         control::stanzas(&String::from_utf8_lossy(&output.stdout))
     }
 
@@ -123,7 +134,9 @@ impl<'a> Archive<'a> {
         for lists in [Lists::System, Lists::Own] {
             let mut apt = Command::new("apt-get");
             apt.args(self.options(lists)?)
-                .args(["download", "--quiet=2", "--"])
+                .args(["download", "--quiet=2"])
+                // Its own user may not write in the cache; it would go on as root with a warning.
+                .args(["-oAPT::Sandbox::User=root", "--"])
                 .args(&names);
             apt.current_dir(scratch.path());
             match command::run(&mut apt) {
@@ -172,7 +185,8 @@ impl<'a> Archive<'a> {
 
     fn update_own_lists(&self) -> anyhow::Result<()> {
         let mut apt = Command::new("apt-get");
-        apt.args(self.options(Lists::Own)?).args(["update", "--quiet=2"]);
+        apt.args(self.options(Lists::Own)?)
+            .args(["update", "--quiet=2", "-oAPT::Update::Error-Mode=any"]);
         let step = self.progress.step("renew the package lists");
         command::run(&mut apt)?;
         step.finish();
