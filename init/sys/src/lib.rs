@@ -6,5 +6,6 @@ pub mod loopdev;
 pub mod netlink;
 pub mod packet;
 pub mod program;
+pub mod readiness;
 pub mod socket;
 pub mod spawn;

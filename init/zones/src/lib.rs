@@ -1,1 +1,29 @@
+//! Zones: isolated processes with namespaces, cgroups, capabilities and system call filters of their
+//! own, started by process 1 and driven by the supervisor.
+//!
+//! A [`ZoneSpec`] is compiled into a program ([`sys::program`]) that the zone's first process runs
+//! before the image's own. The [`keeper`] in process 1 starts it and holds its exit status;
+//! [`Zones`] is the supervisor's handle to all of this. Nothing here knows of HTTP, of images or of
+//! how a root file system is made.
+
 #![forbid(unsafe_code)]
+
+pub mod capabilities;
+mod cgroup;
+mod compile;
+mod error;
+pub mod keeper;
+mod runtime;
+mod seccomp;
+pub mod spec;
+mod stdio;
+
+pub use capabilities::{Capability, CapabilitySet};
+pub use cgroup::Cgroups;
+pub use compile::STAGING;
+pub use error::{Error, StartError};
+pub use runtime::{ExitStatus, Pending, Process, Survivor, Zones};
+pub use seccomp::Seccomp;
+pub use spec::{IDS_PER_ZONE, IdMap, Limits, Mount, ProcessSpec, Rlimit, TerminalSize, User, ZoneSpec};
+pub use stdio::{Stdio, resize};
+pub use sys::spawn::user_namespace;

@@ -1,0 +1,438 @@
+//! From a specification to the program that the zone's first process runs.
+//!
+//! The order is the confinement: what needs the zone's full powers first, then the powers go, and the
+//! image's own code comes last. Everything that the image can influence (its tree, with links and
+//! odd mount points) is touched only from within the zone's namespaces, with the zone's ids.
+
+use std::ffi::CString;
+use std::os::fd::OwnedFd;
+
+use sys::program::{Fd, MountAttributes, Program, Step};
+
+use crate::error::Error;
+use crate::seccomp;
+use crate::spec::{Mount, ProcessSpec, ZoneSpec};
+
+/// Where the new root is attached in the zone's mount namespace until it is pivoted to.
+pub const STAGING: &str = "/run/zone-root";
+
+/// Docker's lists: what tells of or reaches into the host.
+const MASKED: &[&str] = &[
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const READ_ONLY: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
+
+const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+const DEVICE_LINKS: &[(&str, &str)] = &[
+    ("/proc/self/fd", "/dev/fd"),
+    ("/proc/self/fd/0", "/dev/stdin"),
+    ("/proc/self/fd/1", "/dev/stdout"),
+    ("/proc/self/fd/2", "/dev/stderr"),
+    ("pts/ptmx", "/dev/ptmx"),
+    ("/proc/kcore", "/dev/core"),
+];
+
+const NO_SUID_EXEC: MountAttributes = MountAttributes::NO_SUID.with(MountAttributes::NO_EXEC);
+const NO_SUID_DEV_EXEC: MountAttributes = NO_SUID_EXEC.with(MountAttributes::NO_DEV);
+const HIDDEN: MountAttributes = NO_SUID_DEV_EXEC.with(MountAttributes::READ_ONLY);
+
+/// Search path of a process without `PATH`, as Docker's.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// A program with the descriptors that it names.
+#[derive(Debug)]
+pub(crate) struct Compiled {
+    pub(crate) program: Program,
+    pub(crate) fds: Vec<OwnedFd>,
+    pub(crate) name: String,
+}
+
+/// Ends of the channels to the process that go with its program.
+pub(crate) struct ChildEnds {
+    pub(crate) report: OwnedFd,
+    pub(crate) gate: Option<OwnedFd>,
+    pub(crate) stdio: ChildStdio,
+}
+
+pub(crate) enum ChildStdio {
+    Pipes([OwnedFd; 3]),
+    /// The socket that the terminal's master is sent over.
+    Terminal(OwnedFd),
+}
+
+struct Builder {
+    steps: Vec<Step>,
+    fds: Vec<OwnedFd>,
+}
+
+impl Builder {
+    fn fd(&mut self, fd: OwnedFd) -> Fd {
+        self.fds.push(fd);
+        Fd((self.fds.len() - 1) as u16)
+    }
+
+    fn add(&mut self, step: Step) {
+        self.steps.push(step);
+    }
+
+    fn mount(
+        &mut self,
+        fstype: &str,
+        options: &[(&str, &str)],
+        attributes: MountAttributes,
+        at: &str,
+    ) -> Result<(), Error> {
+        let options = options
+            .iter()
+            .map(|(key, value)| Ok((text(*key)?, text(*value)?)))
+            .collect::<Result<_, Error>>()?;
+        self.add(Step::MakeDir {
+            path: text(at)?,
+            mode: 0o755,
+        });
+        self.add(Step::Mount {
+            fstype: text(fstype)?,
+            options,
+            attributes,
+            at: text(at)?,
+        });
+        Ok(())
+    }
+}
+
+fn text(text: impl Into<String>) -> Result<CString, Error> {
+    CString::new(text.into())
+        .map_err(|error| Error::NullByte(String::from_utf8_lossy(&error.into_vec()).into_owned()))
+}
+
+/// The program of a zone's first process. `root` is its root as a detached mount.
+pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Compiled, Error> {
+    let mut b = Builder {
+        steps: Vec::new(),
+        fds: Vec::new(),
+    };
+    let report = b.fd(ends.report);
+    let tree = b.fd(root);
+    b.add(Step::Unshare {
+        flags: libc::CLONE_NEWCGROUP,
+    });
+    b.add(Step::PrivateMounts);
+    become_root(&mut b);
+    b.add(Step::AttachRoot {
+        tree,
+        at: text(STAGING)?,
+    });
+    system_mounts(&mut b, spec.shm_size)?;
+    for (path, data) in &spec.files {
+        b.add(Step::File {
+            path: text(path)?,
+            data: data.clone(),
+        });
+    }
+    for mount in spec.mounts {
+        own_mount(&mut b, mount)?;
+    }
+    for path in MASKED {
+        b.add(Step::Mask { path: text(*path)? });
+    }
+    b.add(Step::PivotRoot);
+    b.add(Step::HostName(text(&*spec.hostname)?));
+    if let Some(name) = &spec.domainname {
+        b.add(Step::DomainName(text(&**name)?));
+    }
+    for (key, value) in &spec.sysctls {
+        let path = format!("/proc/sys/{}", key.replace('.', "/"));
+        b.add(Step::WriteFile {
+            path: text(path)?,
+            data: value.clone().into_bytes(),
+        });
+    }
+    // Only now: the parameters above are written through /proc/sys.
+    for path in READ_ONLY {
+        b.add(Step::ReadOnly { path: text(*path)? });
+    }
+    if let Some(gate) = ends.gate {
+        let gate = b.fd(gate);
+        b.add(Step::Await(gate));
+    }
+    connect(&mut b, ends.stdio, &spec.process, true);
+    b.add(Step::WorkingDir {
+        path: text(&*spec.process.cwd)?,
+        create: true,
+    });
+    if spec.read_only_root {
+        b.add(Step::ReadOnlyRoot);
+    }
+    finish(b, &spec.process, report)
+}
+
+/// The program of a process that joins a zone.
+pub(crate) fn exec(process: &ProcessSpec, zone: OwnedFd, ends: ChildEnds) -> Result<Compiled, Error> {
+    let mut b = Builder {
+        steps: Vec::new(),
+        fds: Vec::new(),
+    };
+    let report = b.fd(ends.report);
+    let pidfd = b.fd(zone);
+    let flags = libc::CLONE_NEWUSER
+        | libc::CLONE_NEWNS
+        | libc::CLONE_NEWUTS
+        | libc::CLONE_NEWIPC
+        | libc::CLONE_NEWNET
+        | libc::CLONE_NEWCGROUP;
+    b.add(Step::JoinNamespaces { pidfd, flags });
+    become_root(&mut b);
+    connect(&mut b, ends.stdio, process, false);
+    b.add(Step::WorkingDir {
+        path: text(&*process.cwd)?,
+        create: false,
+    });
+    finish(b, process, report)
+}
+
+/// The process was born with the host's ids, which mean nothing in its user namespace.
+fn become_root(b: &mut Builder) {
+    b.add(Step::Groups(Vec::new()));
+    b.add(Step::Group(0));
+    b.add(Step::User(0));
+}
+
+fn system_mounts(b: &mut Builder, shm_size: u64) -> Result<(), Error> {
+    b.mount("proc", &[], NO_SUID_DEV_EXEC, "/proc")?;
+    b.mount("sysfs", &[], HIDDEN, "/sys")?;
+    b.add(Step::Mount {
+        fstype: text("cgroup2")?,
+        options: Vec::new(),
+        attributes: HIDDEN,
+        at: text("/sys/fs/cgroup")?,
+    });
+    b.mount(
+        "tmpfs",
+        &[("mode", "755"), ("size", "65536k")],
+        MountAttributes::NO_SUID,
+        "/dev",
+    )?;
+    for device in DEVICES {
+        let path = format!("/dev/{device}");
+        b.add(Step::MakeFile { path: text(&*path)? });
+        b.add(Step::BindHost {
+            host: text(&*path)?,
+            attributes: NO_SUID_EXEC,
+            at: text(path)?,
+        });
+    }
+    let pts = [
+        ("newinstance", ""),
+        ("ptmxmode", "0666"),
+        ("mode", "0620"),
+        ("gid", "5"),
+    ];
+    b.mount("devpts", &pts, NO_SUID_EXEC, "/dev/pts")?;
+    b.mount("mqueue", &[], NO_SUID_DEV_EXEC, "/dev/mqueue")?;
+    let size = shm_size.to_string();
+    b.mount(
+        "tmpfs",
+        &[("mode", "1777"), ("size", &size)],
+        NO_SUID_DEV_EXEC,
+        "/dev/shm",
+    )?;
+    for (target, path) in DEVICE_LINKS {
+        b.add(Step::Symlink {
+            target: text(*target)?,
+            path: text(*path)?,
+        });
+    }
+    Ok(())
+}
+
+fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {
+    match mount {
+        Mount::Tmpfs {
+            at,
+            options,
+            read_only,
+        } => {
+            let options: Vec<(&str, &str)> = options
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect();
+            let mut attributes = NO_SUID_DEV_EXEC;
+            if read_only {
+                attributes = attributes.with(MountAttributes::READ_ONLY);
+            }
+            b.mount("tmpfs", &options, attributes, &at)
+        }
+        Mount::Tree { tree, at, file } => {
+            let tree = b.fd(tree);
+            b.add(if file {
+                Step::MakeFile { path: text(&*at)? }
+            } else {
+                Step::MakeDir {
+                    path: text(&*at)?,
+                    mode: 0o755,
+                }
+            });
+            b.add(Step::AttachTree { tree, at: text(at)? });
+            Ok(())
+        }
+    }
+}
+
+fn connect(b: &mut Builder, stdio: ChildStdio, process: &ProcessSpec, first: bool) {
+    b.add(Step::NewSession);
+    match stdio {
+        ChildStdio::Pipes(pipes) => {
+            let fds = pipes.map(|pipe| b.fd(pipe));
+            b.add(Step::Stdio(fds));
+        }
+        ChildStdio::Terminal(socket) => {
+            let to = b.fd(socket);
+            let size = process.terminal.unwrap_or_default();
+            b.add(Step::Terminal {
+                to,
+                owner: process.user.uid,
+                rows: size.rows,
+                columns: size.columns,
+                console: first,
+            });
+        }
+    }
+}
+
+/// From the zone's root to the image's program.
+fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled, Error> {
+    for limit in &process.rlimits {
+        b.add(Step::ResourceLimit {
+            resource: limit.resource,
+            soft: limit.soft,
+            hard: limit.hard,
+        });
+    }
+    let capabilities = process.capabilities;
+    let filter = seccomp::filter(process.seccomp, capabilities).map(Step::Seccomp);
+    b.add(Step::CapabilityBounds(capabilities.bits()));
+    b.add(Step::Groups(process.user.groups.clone()));
+    b.add(Step::Group(process.user.gid));
+    // Without no-new-privileges a filter needs CAP_SYS_ADMIN, which goes with the user.
+    if process.no_new_privileges {
+        b.add(Step::User(process.user.uid));
+        b.add(Step::Capabilities(effective(process)));
+        b.add(Step::NoNewPrivileges);
+        b.steps.extend(filter);
+    } else {
+        b.steps.extend(filter);
+        b.add(Step::User(process.user.uid));
+        b.add(Step::Capabilities(effective(process)));
+    }
+    let name = process.args.first().cloned().unwrap_or_default();
+    b.add(Step::Exec {
+        files: candidates(&name, &process.env)
+            .into_iter()
+            .map(text)
+            .collect::<Result<_, _>>()?,
+        arguments: process
+            .args
+            .iter()
+            .map(|arg| text(&**arg))
+            .collect::<Result<_, _>>()?,
+        environment: process
+            .env
+            .iter()
+            .map(|entry| text(&**entry))
+            .collect::<Result<_, _>>()?,
+    });
+    Ok(Compiled {
+        program: Program {
+            steps: b.steps,
+            report,
+        },
+        fds: b.fds,
+        name,
+    })
+}
+
+/// Only root keeps capabilities; another user has none until it runs a file that grants some.
+fn effective(process: &ProcessSpec) -> u64 {
+    if process.user.uid == 0 {
+        process.capabilities.bits()
+    } else {
+        0
+    }
+}
+
+/// The files that a program's name may mean, as execvp(3) tries them.
+fn candidates(name: &str, env: &[String]) -> Vec<String> {
+    if name.is_empty() || name.contains('/') {
+        return vec![name.to_owned()];
+    }
+    let path = env
+        .iter()
+        .find_map(|entry| entry.strip_prefix("PATH="))
+        .unwrap_or(DEFAULT_PATH);
+    path.split(':')
+        .map(|dir| {
+            if dir.is_empty() {
+                format!("./{name}")
+            } else {
+                format!("{dir}/{name}")
+            }
+        })
+        .collect()
+}
+
+/// What a step does, for the sentence that says that it failed.
+pub(crate) fn describe(step: Option<&Step>) -> String {
+    let show = |path: &CString| path.to_string_lossy().into_owned();
+    match step {
+        Some(Step::AttachRoot { .. } | Step::PivotRoot) => "enter the zone's root".to_owned(),
+        Some(Step::MakeDir { path, .. } | Step::MakeFile { path } | Step::Symlink { path, .. }) => {
+            format!("make {} in the zone", show(path))
+        }
+        Some(Step::Mount { fstype, at, .. }) => format!("mount {} on {}", show(fstype), show(at)),
+        Some(Step::AttachTree { at, .. } | Step::BindHost { at, .. }) => format!("mount on {}", show(at)),
+        Some(Step::File { path, .. } | Step::WriteFile { path, .. }) => format!("write {}", show(path)),
+        Some(Step::Mask { path } | Step::ReadOnly { path }) => format!("protect {}", show(path)),
+        Some(Step::WorkingDir { path, .. }) => format!("chdir to cwd (\"{}\")", show(path)),
+        Some(Step::JoinNamespaces { .. }) => "join the zone's namespaces".to_owned(),
+        Some(Step::ResourceLimit { resource, .. }) => format!("set resource limit {resource}"),
+        Some(Step::User(_) | Step::Group(_) | Step::Groups(_)) => "change to the user".to_owned(),
+        Some(Step::Seccomp(_)) => "install the system call filter".to_owned(),
+        Some(Step::Terminal { .. }) => "open a terminal in the zone".to_owned(),
+        Some(other) => format!(
+            "prepare the zone ({})",
+            format!("{other:?}").split(['(', '{', ' ']).next().unwrap_or("")
+        ),
+        None => "prepare the zone".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::candidates;
+
+    #[test]
+    fn a_name_without_a_slash_is_looked_up_in_the_zones_path() {
+        let env = ["PATH=/a::/b".to_owned()];
+        assert_eq!(candidates("sh", &env), ["/a/sh", "./sh", "/b/sh"]);
+        assert_eq!(candidates("/bin/sh", &env), ["/bin/sh"]);
+        assert_eq!(candidates("./x", &env), ["./x"]);
+        assert!(candidates("sh", &[]).contains(&"/bin/sh".to_owned()));
+    }
+}

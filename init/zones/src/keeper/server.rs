@@ -1,0 +1,358 @@
+//! The keeper's side in process 1: synchronous, one thread, never waiting for anyone but the kernel.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::event::epoll;
+use rustix::process::{WaitId, WaitIdOptions, WaitIdStatus, waitid};
+use sys::socket;
+use sys::spawn::{Spawn, spawn};
+
+use super::{Event, RawExit, Request, SpawnRequest};
+
+/// What [`Server::turn`] woke for and the caller must see to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// The keeper's own work; done.
+    Own,
+    /// The supervisor has closed its socket or sent what is no request.
+    SupervisorGone,
+    Power {
+        restart: bool,
+    },
+    /// The caller's own descriptor, by the token that it gave.
+    Caller(u64),
+}
+
+struct Process {
+    pid: i32,
+    pidfd: OwnedFd,
+    token: u64,
+    exit: Option<RawExit>,
+    kept: Vec<(String, OwnedFd)>,
+}
+
+/// A packet for the supervisor that could not be sent yet.
+struct Outgoing {
+    bytes: Vec<u8>,
+    fds: Vec<OwnedFd>,
+}
+
+/// The keeper.
+pub struct Server {
+    epoll: OwnedFd,
+    supervisor: Option<OwnedFd>,
+    processes: BTreeMap<String, Process>,
+    keys: BTreeMap<u64, String>,
+    kept: BTreeMap<String, OwnedFd>,
+    outgoing: VecDeque<Outgoing>,
+    next_token: u64,
+}
+
+const SUPERVISOR: u64 = 0;
+const FIRST_PROCESS: u64 = 1;
+/// Tokens with this bit are the caller's.
+const CALLER: u64 = 1 << 63;
+
+impl Server {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            supervisor: None,
+            processes: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            outgoing: VecDeque::new(),
+            next_token: FIRST_PROCESS,
+        })
+    }
+
+    /// Has [`turn`](Self::turn) return [`Turn::Caller`] with this token when `fd` can be read.
+    pub fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        self.add(fd, CALLER | token)
+    }
+
+    fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        Ok(epoll::add(
+            &self.epoll,
+            fd,
+            epoll::EventData::new_u64(token),
+            epoll::EventFlags::IN,
+        )?)
+    }
+
+    /// Serves a supervisor from now on; one that was served before is let go.
+    pub fn attach_supervisor(&mut self, socket: OwnedFd) -> io::Result<()> {
+        self.detach_supervisor();
+        self.add(socket.as_fd(), SUPERVISOR)?;
+        self.supervisor = Some(socket);
+        Ok(())
+    }
+
+    /// Lets the supervisor go. What is kept stays.
+    pub fn detach_supervisor(&mut self) {
+        // Closing the socket takes it out of the epoll set.
+        self.supervisor = None;
+        self.outgoing.clear();
+    }
+
+    /// Tells the supervisor that somebody asked for the machine's end; false if there is none to tell.
+    pub fn ask_for_end(&mut self, restart: bool) -> bool {
+        if self.supervisor.is_some() {
+            self.tell(&Event::EndAsked { restart }, Vec::new());
+        }
+        self.supervisor.is_some()
+    }
+
+    /// Whether a process is one that the supervisor started; if so, its status is taken from it.
+    pub fn reap(&mut self, pid: i32) -> bool {
+        let key = self
+            .processes
+            .iter()
+            .find(|(_, process)| process.pid == pid && process.exit.is_none());
+        let Some(key) = key.map(|(key, _)| key.clone()) else {
+            return false;
+        };
+        self.exited(&key);
+        true
+    }
+
+    /// Waits for the next thing to happen and deals with it. A signal only ends the wait.
+    pub fn turn(&mut self) -> io::Result<Turn> {
+        let mut events = [epoll::Event {
+            flags: epoll::EventFlags::empty(),
+            data: epoll::EventData::new_u64(0),
+        }];
+        match epoll::wait(&self.epoll, &mut events, None) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => return Ok(Turn::Own),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let [event] = events;
+        match event.data.u64() {
+            SUPERVISOR => Ok(self.supervisor_event(event.flags)),
+            token if token & CALLER != 0 => Ok(Turn::Caller(token & !CALLER)),
+            token => {
+                if let Some(key) = self.keys.get(&token).cloned() {
+                    self.exited(&key);
+                }
+                Ok(Turn::Own)
+            }
+        }
+    }
+
+    fn supervisor_event(&mut self, flags: epoll::EventFlags) -> Turn {
+        if flags.contains(epoll::EventFlags::OUT) {
+            self.flush();
+        }
+        if !flags.intersects(epoll::EventFlags::IN | epoll::EventFlags::HUP | epoll::EventFlags::ERR) {
+            return Turn::Own;
+        }
+        let Some(socket) = &self.supervisor else {
+            return Turn::Own;
+        };
+        let packet = match socket::receive(socket) {
+            Ok(Some(packet)) => packet,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return Turn::Own;
+            }
+            Ok(None) | Err(_) => return self.gone(),
+        };
+        let Ok(request) = postcard::from_bytes(&packet.bytes) else {
+            return self.gone();
+        };
+        self.handle(request, packet.fds)
+    }
+
+    fn gone(&mut self) -> Turn {
+        self.detach_supervisor();
+        Turn::SupervisorGone
+    }
+
+    fn handle(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> Turn {
+        match request {
+            Request::Spawn(request) => self.spawn(*request, fds),
+            Request::Keep { name } => {
+                if let Some(fd) = fds.pop() {
+                    self.kept.insert(name, fd);
+                }
+            }
+            Request::Release { name } => {
+                self.kept.remove(&name);
+            }
+            Request::Acknowledge { key } => {
+                if self
+                    .processes
+                    .get(&key)
+                    .is_some_and(|process| process.exit.is_some())
+                {
+                    self.forget(&key);
+                }
+            }
+            Request::Restore => self.restore(),
+            Request::Power { restart } => return Turn::Power { restart },
+        }
+        Turn::Own
+    }
+
+    fn spawn(&mut self, request: SpawnRequest, fds: Vec<OwnedFd>) {
+        let serial = request.serial;
+        match self.try_spawn(request, fds) {
+            Ok((pid, pidfd)) => self.tell(&Event::Spawned { serial, pid }, vec![pidfd]),
+            Err(error) => self.tell(
+                &Event::NotSpawned {
+                    serial,
+                    error: error.to_string(),
+                },
+                Vec::new(),
+            ),
+        }
+    }
+
+    fn try_spawn(&mut self, request: SpawnRequest, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd)> {
+        if self.processes.contains_key(&request.key) {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                format!("{} runs already", request.key),
+            ));
+        }
+        let mut fds = fds.into_iter();
+        let own: Vec<OwnedFd> = fds.by_ref().take(usize::from(request.program_fds)).collect();
+        let cgroup = request.has_cgroup.then(|| fds.next()).flatten();
+        let joined = request.joins.then(|| fds.next()).flatten();
+        let kept: Vec<(String, OwnedFd)> = request.keep.into_iter().zip(fds).collect();
+        let borrowed: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).collect();
+        let spawned = spawn(&Spawn {
+            program: &request.program,
+            fds: &borrowed,
+            namespaces: request.namespaces,
+            cgroup: cgroup.as_ref().map(AsFd::as_fd),
+            pid_namespace_of: joined.as_ref().map(AsFd::as_fd),
+            ids: request.ids,
+        })?;
+        let token = self.next_token;
+        self.next_token += 1;
+        let copy = spawned.pidfd.try_clone()?;
+        self.add(spawned.pidfd.as_fd(), token)?;
+        self.keys.insert(token, request.key.clone());
+        let process = Process {
+            pid: spawned.pid,
+            pidfd: spawned.pidfd,
+            token,
+            exit: None,
+            kept,
+        };
+        self.processes.insert(request.key, process);
+        Ok((spawned.pid, copy))
+    }
+
+    /// Takes the status of a process that has ended, and tells of it.
+    fn exited(&mut self, key: &str) {
+        let Some(process) = self.processes.get_mut(key) else {
+            return;
+        };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let Ok(Some(status)) = waitid(WaitId::PidFd(process.pidfd.as_fd()), options) else {
+            return;
+        };
+        let exit = RawExit {
+            code: exit_code(&status),
+            at: now(),
+        };
+        process.exit = Some(exit);
+        let _ = epoll::delete(&self.epoll, &process.pidfd);
+        self.keys.remove(&process.token);
+        self.tell(
+            &Event::Exited {
+                key: key.to_owned(),
+                exit,
+            },
+            Vec::new(),
+        );
+    }
+
+    fn forget(&mut self, key: &str) {
+        if let Some(process) = self.processes.remove(key) {
+            self.keys.remove(&process.token);
+        }
+    }
+
+    fn restore(&mut self) {
+        let mut packets = Vec::new();
+        for (key, process) in &self.processes {
+            let fds = std::iter::once(&process.pidfd).chain(process.kept.iter().map(|(_, fd)| fd));
+            let Ok(fds) = fds.map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>() else {
+                continue;
+            };
+            let kept = process.kept.iter().map(|(name, _)| name.clone()).collect();
+            packets.push((
+                Event::Process {
+                    key: key.clone(),
+                    pid: process.pid,
+                    exit: process.exit,
+                    kept,
+                },
+                fds,
+            ));
+        }
+        for (name, fd) in &self.kept {
+            if let Ok(fd) = fd.try_clone() {
+                packets.push((Event::Kept { name: name.clone() }, vec![fd]));
+            }
+        }
+        packets.push((Event::RestoreEnd, Vec::new()));
+        for (event, fds) in packets {
+            self.tell(&event, fds);
+        }
+    }
+
+    fn tell(&mut self, event: &Event, fds: Vec<OwnedFd>) {
+        // An event holds only numbers and text; it always has an encoding.
+        let Ok(bytes) = postcard::to_stdvec(event) else {
+            return;
+        };
+        self.outgoing.push_back(Outgoing { bytes, fds });
+        self.flush();
+    }
+
+    /// Sends what the supervisor can take now; the rest when it has read.
+    fn flush(&mut self) {
+        let Some(socket) = &self.supervisor else {
+            self.outgoing.clear();
+            return;
+        };
+        while let Some(packet) = self.outgoing.front() {
+            let fds: Vec<BorrowedFd<'_>> = packet.fds.iter().map(AsFd::as_fd).collect();
+            match socket::send(socket, &packet.bytes, &fds) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                // A supervisor that has closed is noticed by its socket's event.
+                _ => self.outgoing.pop_front(),
+            };
+        }
+        let mut wanted = epoll::EventFlags::IN;
+        if !self.outgoing.is_empty() {
+            wanted |= epoll::EventFlags::OUT;
+        }
+        let _ = epoll::modify(&self.epoll, socket, epoll::EventData::new_u64(SUPERVISOR), wanted);
+    }
+}
+
+fn exit_code(status: &WaitIdStatus) -> i32 {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => code,
+        (None, Some(signal)) => 128 + signal,
+        (None, None) => 255,
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,403 @@
+//! Zones from creation to exit, as the supervisor drives them.
+//!
+//! [`Zones::create`] clones a zone's first process, which sets its namespaces and mounts up and then
+//! waits at a gate. The caller meanwhile connects the zone's network. [`Pending::release`] opens the
+//! gate and returns when the image's program runs, or says why it does not.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::process::Signal;
+use sys::program::{Failure, Program, Step};
+use sys::readiness::{self, Interest};
+use sys::socket;
+use sys::spawn::{NEW_IPC, NEW_MOUNT, NEW_NET, NEW_PID, NEW_USER, NEW_UTS};
+
+use crate::cgroup::Cgroups;
+use crate::compile::{self, Compiled};
+use crate::error::{Error, StartError};
+use crate::keeper::{Client, RawExit, Restored};
+use crate::spec::{IdMap, ProcessSpec, ZoneSpec};
+use crate::stdio::{self, Channels, ParentStdio, STDERR, STDIN, STDOUT, Stdio};
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatus {
+    /// 0 to 255; 128 and the signal's number for a process that a signal ended.
+    pub code: i32,
+    /// The kernel killed a process of the zone for want of memory.
+    pub oom_killed: bool,
+    /// Microseconds since the epoch.
+    pub at: u64,
+}
+
+/// The zones of this machine.
+#[derive(Clone)]
+pub struct Zones {
+    keeper: Client,
+    cgroups: Cgroups,
+}
+
+/// A process that a predecessor of this supervisor started.
+#[derive(Debug)]
+pub struct Survivor {
+    /// The zone's id, or the exec's key.
+    pub key: String,
+    pub process: Process,
+    /// None if process 1 kept no channels of it.
+    pub stdio: Option<Stdio>,
+    /// The exit status, if it has ended by now.
+    pub exit: Option<ExitStatus>,
+}
+
+/// A running process: a zone's first one, or one that was added.
+#[derive(Debug)]
+pub struct Process {
+    pub key: String,
+    pub pid: i32,
+    pub pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Sends a signal; one to a process that has ended is lost without an error.
+    pub fn signal(&self, signal: i32) -> Result<(), Error> {
+        let failed = Error::io(format!("send signal {signal} to process {}", self.pid));
+        let Some(signal) = Signal::from_named_raw(signal) else {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        };
+        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+}
+
+/// A zone whose first process waits at the gate. Dropping it ends the zone.
+pub struct Pending {
+    zones: Zones,
+    process: Option<Process>,
+    report: OwnedFd,
+    gate: Option<OwnedFd>,
+    stdio: Option<ParentStdio>,
+    program: Program,
+    name: String,
+}
+
+impl Zones {
+    /// Takes the socket to process 1 and the cgroup below which the zones are. Must be called in a
+    /// tokio runtime.
+    pub async fn connect(
+        socket: OwnedFd,
+        cgroups: Cgroups,
+    ) -> Result<(Self, Vec<Survivor>, HashMap<String, OwnedFd>), Error> {
+        let (keeper, Restored { processes, kept }) = Client::connect(socket).await?;
+        let zones = Self { keeper, cgroups };
+        let survivors = processes
+            .into_iter()
+            .map(|restored| Survivor {
+                exit: restored.exit.map(|raw| zones.exit_status(&restored.key, raw)),
+                process: Process {
+                    key: restored.key.clone(),
+                    pid: restored.pid,
+                    pidfd: restored.pidfd,
+                },
+                stdio: restored_stdio(restored.kept),
+                key: restored.key,
+            })
+            .collect();
+        Ok((zones, survivors, kept))
+    }
+
+    pub fn keeper(&self) -> &Client {
+        &self.keeper
+    }
+
+    pub fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
+    /// Clones a zone's first process, which then waits at the gate. `root` is the zone's root as a
+    /// detached mount (`open_tree(2)`, `fsmount(2)`), mapped to the zone's ids.
+    pub async fn create(&self, spec: ZoneSpec, root: OwnedFd) -> Result<Pending, Error> {
+        let (id, ids) = (spec.id.clone(), spec.ids);
+        let channels = stdio::channels(&spec.process, ids, true)?;
+        let cgroup = self.cgroups.create(&id, &spec.limits)?;
+        let Channels {
+            child,
+            report,
+            gate,
+            stdio,
+        } = channels;
+        let compiled = compile::zone(spec, root, child)?;
+        let namespaces = NEW_USER | NEW_PID | NEW_MOUNT | NEW_UTS | NEW_IPC | NEW_NET;
+        let birth = Birth {
+            key: &id,
+            namespaces,
+            cgroup: cgroup.as_fd(),
+            joins: None,
+            ids: Some(ids),
+        };
+        match self.clone_process(&birth, &compiled, &stdio).await {
+            Ok(process) => Ok(Pending {
+                zones: self.clone(),
+                process: Some(process),
+                report,
+                gate,
+                stdio: Some(stdio),
+                program: compiled.program,
+                name: compiled.name,
+            }),
+            Err(error) => {
+                let _ = self.cgroups.remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs another process in a zone. `key` must be unique; `ids` are those of the zone.
+    pub async fn exec(
+        &self,
+        zone_id: &str,
+        zone: BorrowedFd<'_>,
+        key: &str,
+        process: &ProcessSpec,
+        ids: IdMap,
+    ) -> Result<(Process, Stdio), StartError> {
+        let channels = stdio::channels(process, ids, false)?;
+        let cgroup = self.cgroups.open_zone(zone_id)?;
+        let Channels {
+            child,
+            report,
+            gate,
+            stdio,
+        } = channels;
+        let own = zone.try_clone_to_owned().map_err(Error::io("copy a pidfd"))?;
+        let compiled = compile::exec(process, own, child)?;
+        let birth = Birth {
+            key,
+            namespaces: 0,
+            cgroup: cgroup.as_fd(),
+            joins: Some(zone),
+            ids: None,
+        };
+        let born = self.clone_process(&birth, &compiled, &stdio).await?;
+        let pending = Pending {
+            zones: self.clone(),
+            process: Some(born),
+            report,
+            gate,
+            stdio: Some(stdio),
+            program: compiled.program,
+            name: compiled.name,
+        };
+        pending.release().await
+    }
+
+    async fn clone_process(
+        &self,
+        birth: &Birth<'_>,
+        compiled: &Compiled,
+        stdio: &ParentStdio,
+    ) -> Result<Process, Error> {
+        let keep: Vec<(&str, BorrowedFd<'_>)> = match stdio {
+            ParentStdio::Pipes(Stdio::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            }) => stdin
+                .iter()
+                .map(|fd| (STDIN, fd.as_fd()))
+                .chain([(STDOUT, stdout.as_fd()), (STDERR, stderr.as_fd())])
+                .collect(),
+            _ => Vec::new(),
+        };
+        let (pid, pidfd) = self
+            .keeper
+            .spawn(crate::keeper::NewProcess {
+                key: birth.key,
+                program: compiled.program.clone(),
+                fds: &compiled.fds,
+                namespaces: birth.namespaces,
+                cgroup: Some(birth.cgroup),
+                joins: birth.joins,
+                ids: birth.ids,
+                keep: &keep,
+            })
+            .await?;
+        Ok(Process {
+            key: birth.key.to_owned(),
+            pid,
+            pidfd,
+        })
+    }
+
+    /// Waits for a process to end; none for one that is unknown, acknowledged, or lost with process 1.
+    pub async fn exited(&self, key: &str) -> Option<ExitStatus> {
+        let raw = self.keeper.exited(key).await?;
+        Some(self.exit_status(key, raw))
+    }
+
+    fn exit_status(&self, key: &str, raw: RawExit) -> ExitStatus {
+        ExitStatus {
+            code: raw.code,
+            at: raw.at,
+            oom_killed: self.cgroups.oom_killed(key),
+        }
+    }
+
+    /// A zone's exit status is safe: its cgroup goes, and process 1 forgets it.
+    pub async fn acknowledge_zone(&self, id: &str) -> Result<(), Error> {
+        let removed = self.cgroups.remove(id);
+        self.acknowledge(id).await?;
+        removed
+    }
+
+    /// The exit status of an added process is safe; process 1 forgets it.
+    pub async fn acknowledge(&self, key: &str) -> Result<(), Error> {
+        self.keeper.release(&terminal_name(key)).await?;
+        self.keeper.acknowledge(key).await
+    }
+}
+
+struct Birth<'a> {
+    key: &'a str,
+    namespaces: u64,
+    cgroup: BorrowedFd<'a>,
+    joins: Option<BorrowedFd<'a>>,
+    ids: Option<IdMap>,
+}
+
+/// Name under which process 1 keeps a terminal's master; it comes after the process was started.
+fn terminal_name(key: &str) -> String {
+    format!("terminal:{key}")
+}
+
+fn restored_stdio(mut kept: HashMap<String, OwnedFd>) -> Option<Stdio> {
+    Some(Stdio::Pipes {
+        stdin: kept.remove(STDIN),
+        stdout: kept.remove(STDOUT)?,
+        stderr: kept.remove(STDERR)?,
+    })
+}
+
+impl Survivor {
+    /// Takes the terminal of a process from what process 1 has kept.
+    pub fn take_terminal(&mut self, kept: &mut HashMap<String, OwnedFd>) {
+        if let Some(master) = kept.remove(&terminal_name(&self.key)) {
+            self.stdio = Some(Stdio::Terminal(master));
+        }
+    }
+}
+
+impl Pending {
+    /// As the host's PID namespace numbers it.
+    pub fn pid(&self) -> i32 {
+        self.process.as_ref().map_or(0, |process| process.pid)
+    }
+
+    /// The zone's network namespace.
+    pub fn network_namespace(&self) -> Result<OwnedFd, Error> {
+        let path = format!("/proc/{}/ns/net", self.pid());
+        let file = std::fs::File::open(&path).map_err(Error::io(format!("open {path}")))?;
+        Ok(file.into())
+    }
+
+    /// Opens the gate and waits until the program runs or has failed to.
+    pub async fn release(mut self) -> Result<(Process, Stdio), StartError> {
+        if let Some(gate) = self.gate.take() {
+            // A process that has ended at an earlier step has closed its end; its report says why.
+            let _ = rustix::io::write(&gate, &[1]);
+        }
+        let stdio = match self.stdio.take() {
+            Some(ParentStdio::Pipes(stdio)) => Ok(stdio),
+            Some(ParentStdio::Terminal(socket)) => self.terminal(socket).await,
+            None => Err(Error::NotRunning),
+        };
+        let failure = self
+            .reported()
+            .await
+            .map_err(Error::io("read the report of a process"))?;
+        if let Some(failure) = failure {
+            return Err(self.explain(failure));
+        }
+        match (stdio, self.process.take()) {
+            (Ok(stdio), Some(process)) => Ok((process, stdio)),
+            // Closed without a report: killed on the way.
+            _ => Err(StartError::Killed {
+                program: self.name.clone(),
+            }),
+        }
+    }
+
+    async fn terminal(&self, socket: OwnedFd) -> Result<Stdio, Error> {
+        let failed = || Error::io("receive the terminal of a process");
+        let socket = readiness::watch(socket, Interest::READABLE).map_err(failed())?;
+        let packet = socket
+            .async_io(Interest::READABLE, |socket| socket::receive(socket))
+            .await
+            .map_err(failed())?;
+        let master = packet
+            .and_then(|packet| packet.fds.into_iter().next())
+            .ok_or(Error::NotRunning)?;
+        rustix::io::ioctl_fionbio(&master, true)
+            .map_err(io::Error::from)
+            .map_err(failed())?;
+        if let Some(process) = &self.process {
+            self.zones
+                .keeper
+                .keep(&terminal_name(&process.key), master.as_fd())
+                .await?;
+        }
+        Ok(Stdio::Terminal(master))
+    }
+
+    /// Reads the report: none when the exec has closed it.
+    async fn reported(&self) -> io::Result<Option<Failure>> {
+        let report = readiness::watch(self.report.try_clone()?, Interest::READABLE)?;
+        let mut bytes = [0; Failure::LEN];
+        let read = report
+            .async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut bytes)?))
+            .await?;
+        Ok((read == bytes.len()).then(|| Failure::from_bytes(bytes)))
+    }
+
+    fn explain(&self, failure: Failure) -> StartError {
+        let source = io::Error::from_raw_os_error(failure.errno);
+        let step = self.program.steps.get(failure.step);
+        let program = self.name.clone();
+        match (step, failure.errno) {
+            (Some(Step::Exec { .. }), libc::ENOENT | libc::ENOTDIR) if program.contains('/') => {
+                StartError::NotFound { program }
+            }
+            (Some(Step::Exec { .. }), libc::ENOENT | libc::ENOTDIR) => StartError::NotInPath { program },
+            (Some(Step::Exec { .. }), libc::EACCES | libc::EPERM) => StartError::PermissionDenied { program },
+            (Some(Step::Exec { .. }), libc::ENOEXEC) => StartError::NotExecutable { program },
+            (Some(Step::Exec { .. }), _) => StartError::Step {
+                step: format!("run \"{program}\""),
+                source,
+            },
+            (step, _) => StartError::Step {
+                step: compile::describe(step),
+                source,
+            },
+        }
+    }
+}
+
+impl Drop for Pending {
+    /// A process that did not come to run its program is ended, and forgotten when it has.
+    fn drop(&mut self) {
+        let Some(process) = self.process.take() else {
+            return;
+        };
+        let _ = process.signal(libc::SIGKILL);
+        let zones = self.zones.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                zones.keeper.exited(&process.key).await;
+                let _ = zones.acknowledge_zone(&process.key).await;
+            });
+        }
+    }
+}
