@@ -212,10 +212,10 @@ fn only_clients_of_the_site_are_served() {
 
 #[test]
 fn a_full_disk_is_told_and_what_did_not_fit_is_gone() {
-    let disk = Disk::blank(400 * MIB);
+    let disk = Disk::blank(256 * MIB);
     let machine = Boot::quickstart().disk(&disk).start();
     let docker = machine.docker();
-    let mut noise = vec![0_u8; 480 << 20];
+    let mut noise = vec![0_u8; 280 << 20];
     let mut state = 1_u64;
     for word in noise.chunks_mut(8) {
         state = state
