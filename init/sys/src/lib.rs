@@ -7,5 +7,6 @@ pub mod netlink;
 pub mod packet;
 pub mod program;
 pub mod readiness;
+pub mod signals;
 pub mod socket;
 pub mod spawn;

@@ -106,16 +106,14 @@ impl Server {
         self.supervisor.is_some()
     }
 
-    /// Whether a process is one that the supervisor started; if so, its status is taken from it.
-    pub fn reap(&mut self, pid: i32) -> bool {
-        let key = self
-            .processes
-            .iter()
-            .find(|(_, process)| process.pid == pid && process.exit.is_none());
-        let Some(key) = key.map(|(key, _)| key.clone()) else {
+    /// A child was reaped by the caller, who waits for all children (`code` as in [`RawExit`]).
+    /// Returns whether it is one that the supervisor started.
+    pub fn reaped(&mut self, pid: i32, code: i32) -> bool {
+        let mut running = self.processes.iter().filter(|(_, process)| process.exit.is_none());
+        let Some((key, _)) = running.find(|(_, process)| process.pid == pid) else {
             return false;
         };
-        self.exited(&key);
+        self.ended(&key.clone(), code);
         true
     }
 
@@ -255,17 +253,21 @@ impl Server {
 
     /// Takes the status of a process that has ended, and tells of it.
     fn exited(&mut self, key: &str) {
-        let Some(process) = self.processes.get_mut(key) else {
+        let Some(process) = self.processes.get(key) else {
             return;
         };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let Ok(Some(status)) = waitid(WaitId::PidFd(process.pidfd.as_fd()), options) else {
             return;
         };
-        let exit = RawExit {
-            code: exit_code(&status),
-            at: now(),
+        self.ended(key, exit_code(&status));
+    }
+
+    fn ended(&mut self, key: &str, code: i32) {
+        let Some(process) = self.processes.get_mut(key) else {
+            return;
         };
+        let exit = RawExit { code, at: now() };
         process.exit = Some(exit);
         let _ = epoll::delete(&self.epoll, &process.pidfd);
         self.keys.remove(&process.token);

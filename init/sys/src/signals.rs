@@ -1,0 +1,40 @@
+//! Signals as a descriptor (signalfd(2)).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+pub use libc::{SIGCHLD, SIGINT, SIGPWR, SIGTERM, SIGUSR1, SIGUSR2};
+
+/// Blocks the signals for the calling thread, and the threads it starts later, and returns a
+/// descriptor that can be read when one has come. It does not block and is closed by an exec.
+pub fn catch(signals: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: an all-zero set is valid memory for sigemptyset, which makes it an empty set; the calls
+    // only read and write locals.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in signals {
+            if libc::sigaddset(&mut set, *signal) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// The next signal that has come, if any.
+pub fn next(fd: impl AsFd) -> Option<i32> {
+    // SAFETY: an all-zero structure is valid; the kernel fills it whole or not at all.
+    unsafe {
+        let mut info: libc::signalfd_siginfo = std::mem::zeroed();
+        let size = size_of::<libc::signalfd_siginfo>();
+        let read = libc::read(fd.as_fd().as_raw_fd(), (&raw mut info).cast(), size);
+        (read == size as isize).then_some(info.ssi_signo as i32)
+    }
+}
