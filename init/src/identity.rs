@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use handover::{BOOT_CONFIG_PATH, BootConfig, FW_CFG_BUNDLE, NodeBundle};
 
+use crate::modules::Loader;
+
 /// Host name of a machine without a bundle.
 const NAMELESS: &str = "monobloc";
 
@@ -16,8 +18,10 @@ pub(crate) fn boot_config() -> anyhow::Result<BootConfig> {
     serde_json::from_slice(&bytes).with_context(|| format!("{BOOT_CONFIG_PATH} is damaged; build the image again"))
 }
 
-/// Reads the node bundle, if the machine was given one. Needs the module `qemu_fw_cfg`.
-pub(crate) fn node_bundle() -> anyhow::Result<Option<NodeBundle>> {
+/// Reads the node bundle, if the machine was given one.
+pub(crate) fn node_bundle(modules: &Loader) -> anyhow::Result<Option<NodeBundle>> {
+    // On a machine that is not QEMU's the module finds no device and refuses.
+    let _ = modules.load("qemu_fw_cfg");
     let path: PathBuf = Path::new("/sys/firmware/qemu_fw_cfg/by_name").join(FW_CFG_BUNDLE).join("raw");
     match fs::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes)

@@ -9,15 +9,29 @@ use network::uplink::{Status, UplinkConfig, Uplinks};
 use network::{Cidr, Network};
 
 use crate::console::say;
+use crate::modules::Loader;
 
 /// The zones' bridge and its address, Docker's own default.
 const BRIDGE: &str = "mono0";
 const GATEWAY: Cidr = Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16);
+/// What the bridge and its rules need of the kernel.
+const MODULES: &[&str] = &[
+    "bridge",
+    "veth",
+    "nf_tables",
+    "nf_conntrack",
+    "nft_chain_nat",
+    "nft_ct",
+    "nft_fib_ipv4",
+    "nft_masq",
+    "nft_nat",
+];
 /// Read by the registry client and copied into zones.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Makes the bridge, or finds the one that an earlier supervisor made.
-pub(crate) fn open_bridge() -> anyhow::Result<Network> {
+pub(crate) fn open_bridge(modules: &Loader) -> anyhow::Result<Network> {
+    MODULES.iter().try_for_each(|module| modules.load(module)).map_err(anyhow::Error::msg)?;
     Network::open(BRIDGE, GATEWAY).context("Cannot set up the zones' bridge")
 }
 
@@ -67,10 +81,10 @@ fn describe(status: &Status) -> String {
 
 fn resolv_conf(status: &Status) -> String {
     let mut text = String::new();
-    if !status.search.is_empty() {
-        let _ = writeln!(text, "search {}", status.search.join(" "));
+    if !status.search().is_empty() {
+        let _ = writeln!(text, "search {}", status.search().join(" "));
     }
-    for server in &status.dns {
+    for server in &status.dns() {
         let _ = writeln!(text, "nameserver {server}");
     }
     text

@@ -6,7 +6,6 @@
 
 mod boot;
 mod console;
-mod engine;
 mod identity;
 mod keeper;
 mod link;
@@ -14,6 +13,7 @@ mod modules;
 mod mounts;
 mod pool;
 mod power;
+mod preload;
 mod supervisor;
 
 use std::process::ExitCode;

@@ -58,7 +58,14 @@ impl Loader {
             for needed in &entry.depends {
                 self.load(needed).map_err(|error| format!("{error} (needed by {name})"))?;
             }
-            insert(&self.dir.join(&entry.file)).map_err(|error| format!("Cannot load module {name}: {error}"))
+            if Path::new("/sys/module").join(&name).exists() {
+                return Ok(());
+            }
+            let file = self.dir.join(&entry.file);
+            insert(&file).map_err(|error| format!("Cannot load module {name}: {error}"))?;
+            // It lies in memory, where the kernel has its own copy now.
+            let _ = fs::remove_file(&file);
+            Ok(())
         })
         .clone()
     }

@@ -14,15 +14,15 @@ const POOL: &str = "/pool";
 /// What the store needs of the kernel.
 const MODULES: &[&str] = &["btrfs", "overlay", "loop"];
 
+/// Loads what the store needs of the kernel.
+pub(crate) fn load_modules(modules: &Loader) -> anyhow::Result<()> {
+    MODULES.iter().try_for_each(|module| modules.load(module)).map_err(anyhow::Error::msg)
+}
+
 /// Opens the pool that the policy allows and the store in it. A pool that an earlier supervisor
 /// mounted is taken as it is.
 pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store> {
-    for module in MODULES {
-        modules.load(module).map_err(anyhow::Error::msg)?;
-    }
-    if is_mounted(POOL)? {
-        return Store::open(Path::new(POOL)).context("Cannot open the store in the pool");
-    }
+    load_modules(modules)?;
     let opened = Pool::choose(as_policy(policy), Path::new(POOL)).context("Cannot open a pool")?;
     for note in &opened.notes {
         say!("pool: {note}");
@@ -46,11 +46,6 @@ fn as_policy(policy: PoolPolicy) -> Policy {
         memory_only: policy == PoolPolicy::Memory,
         memory_size: None,
     }
-}
-
-fn is_mounted(path: &str) -> anyhow::Result<bool> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").context("Cannot read /proc/self/mounts")?;
-    Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(path)))
 }
 
 /// Bytes in the unit that a person would use.

@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
@@ -86,4 +86,19 @@ pub fn receive(socket: impl AsFd) -> io::Result<Option<Packet>> {
     }
     bytes.truncate(received.bytes);
     Ok(Some(Packet { bytes, fds }))
+}
+
+/// Takes a descriptor that this process inherited under a number, and has execs close it from now on.
+/// It may be taken once: the caller is its owner.
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is open, as the first call finds, and nothing in this process has been
+    // given it: the contract above.
+    let fd = unsafe {
+        if libc::fcntl(number, libc::F_GETFD) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        OwnedFd::from_raw_fd(number)
+    };
+    rustix::io::fcntl_setfd(&fd, rustix::io::FdFlags::CLOEXEC)?;
+    Ok(fd)
 }
