@@ -182,6 +182,8 @@ impl Zones {
             ids: None,
         };
         let born = self.clone_process(&birth, &compiled, &stdio).await?;
+        // Our copies of its descriptors, among them the report's, whose closing tells of the exec.
+        drop(compiled.fds);
         let pending = Pending {
             zones: self.clone(),
             process: Some(born),
