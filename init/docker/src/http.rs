@@ -1,0 +1,377 @@
+//! Requests, responses and errors as the handlers see them.
+//!
+//! A [`Request`] is hyper's with its query parsed and its body bounded where it is JSON; a
+//! [`Response`] has a body in memory or one that a task feeds ([`channel`]). [`ApiError`] is Docker's
+//! `{"message": …}`. [`Request::hijack`] turns the connection into a raw stream.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::TryStreamExt;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyDataStream, BodyExt, Full, Limited};
+use hyper::body::{Body as HttpBody, Frame};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::http::request::Parts;
+use hyper::{HeaderMap, Method, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
+
+use crate::query::Query;
+
+/// Longest JSON document that a client may send.
+const MAX_JSON: usize = 4 << 20;
+/// Chunks that a streamed body holds before its writer waits for the client.
+const CHANNEL_DEPTH: usize = 16;
+
+pub type Body = UnsyncBoxBody<Bytes, io::Error>;
+pub type Response = hyper::Response<Body>;
+pub type Result<T, E = ApiError> = std::result::Result<T, E>;
+
+/// What a client is told when its request cannot be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    pub status: StatusCode,
+    pub message: String,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+
+    /// 400: what the client sent is at fault.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// 404
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, message)
+    }
+
+    /// 409: the request contradicts the present state.
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
+    }
+
+    /// 500
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
+    }
+
+    /// 501
+    pub fn not_implemented(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, message)
+    }
+
+    /// 503: it is not there yet, or will not come.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, message)
+    }
+
+    pub fn into_response(self) -> Response {
+        #[derive(Serialize)]
+        struct Message {
+            message: String,
+        }
+        json(self.status, &Message { message: self.message }).unwrap_or_else(|_| empty(self.status))
+    }
+}
+
+impl From<store::Error> for ApiError {
+    fn from(error: store::Error) -> Self {
+        let status = if error.is_not_found() {
+            StatusCode::NOT_FOUND
+        } else if error.is_conflict() {
+            StatusCode::CONFLICT
+        } else if error.is_bad_input() {
+            StatusCode::BAD_REQUEST
+        } else {
+            StatusCode::INTERNAL_SERVER_ERROR
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<zones::Error> for ApiError {
+    fn from(error: zones::Error) -> Self {
+        Self::internal(with_causes(&error))
+    }
+}
+
+impl From<network::Error> for ApiError {
+    fn from(error: network::Error) -> Self {
+        Self::internal(with_causes(&error))
+    }
+}
+
+impl From<tokio::task::JoinError> for ApiError {
+    fn from(error: tokio::task::JoinError) -> Self {
+        Self::internal(format!("A task of the engine failed: {error}."))
+    }
+}
+
+/// An error and what lies below it, in one line.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
+}
+
+/// Runs what blocks where it may.
+pub async fn blocking<T, E>(work: impl FnOnce() -> Result<T, E> + Send + 'static) -> Result<T>
+where
+    T: Send + 'static,
+    E: Into<ApiError> + Send + 'static,
+{
+    tokio::task::spawn_blocking(work).await?.map_err(Into::into)
+}
+
+/// A version of the API, such as 1.51.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ApiVersion(pub u16, pub u16);
+
+pub struct Request {
+    /// The path without the version's prefix, such as `/containers/json`.
+    pub path: String,
+    /// What the path names, decoded: a container's id or name, an image's name.
+    pub name: String,
+    pub version: ApiVersion,
+    pub query: Query,
+    parts: Parts,
+    body: Body,
+}
+
+impl Request {
+    pub fn new(request: hyper::Request<Body>, path: String, version: ApiVersion) -> Self {
+        let (parts, body) = request.into_parts();
+        Self {
+            path,
+            name: String::new(),
+            version,
+            query: Query::parse(parts.uri.query().unwrap_or_default()),
+            parts,
+            body,
+        }
+    }
+
+    pub fn method(&self) -> &Method {
+        &self.parts.method
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        &self.parts.headers
+    }
+
+    /// A header's text; none where it is absent or no text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name)?.to_str().ok()
+    }
+
+    /// Reads the body as JSON. An empty one is read as `null` would be, then as `{}`.
+    pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T> {
+        let bytes = self.bytes().await?;
+        let bytes = if bytes.is_empty() { Bytes::from_static(b"{}") } else { bytes };
+        serde_json::from_slice(&bytes)
+            .map_err(|error| ApiError::bad_request(format!("The request's body is not the JSON expected: {error}.")))
+    }
+
+    /// The whole body, of 4 MiB at most.
+    pub async fn bytes(&mut self) -> Result<Bytes> {
+        let body = std::mem::replace(&mut self.body, no_body());
+        let collected = Limited::new(body, MAX_JSON).collect().await;
+        collected
+            .map(|collected| collected.to_bytes())
+            .map_err(|error| ApiError::bad_request(format!("Cannot read the request's body: {error}.")))
+    }
+
+    /// The body as a byte stream without limit, for archives.
+    pub fn into_reader(self) -> impl AsyncRead + Send + 'static {
+        StreamReader::new(BodyDataStream::new(self.body).map_err(io::Error::other).into_stream())
+    }
+
+    /// Turns the connection into a raw stream: with `Upgrade: tcp` both directions, after a 101;
+    /// otherwise a 200 whose body is the output, and the request's body as the input.
+    pub fn hijack(self, content_type: &'static str) -> (Response, Hijack) {
+        let upgrade = self.parts.headers.contains_key(UPGRADE);
+        let mut response = empty(StatusCode::OK);
+        response
+            .headers_mut()
+            .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+        if !upgrade {
+            let (sender, body) = channel();
+            *response.body_mut() = body;
+            return (response, Hijack::Streams(self.body, sender));
+        }
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("tcp"));
+        let coming = hyper::upgrade::on(hyper::Request::from_parts(self.parts, ()));
+        (response, Hijack::Upgrade(coming))
+    }
+}
+
+type Input = Box<dyn AsyncRead + Send + Unpin>;
+type Output = Box<dyn AsyncWrite + Send + Unpin>;
+
+/// A connection that becomes a raw stream when the response's head has been sent.
+pub enum Hijack {
+    Upgrade(hyper::upgrade::OnUpgrade),
+    Streams(Body, BodySender),
+}
+
+impl Hijack {
+    /// Waits until the response's head is sent; the client's input and the way to it.
+    pub async fn streams(self) -> io::Result<(Input, Output)> {
+        match self {
+            Self::Upgrade(coming) => {
+                let upgraded = coming.await.map_err(io::Error::other)?;
+                let (input, output) = tokio::io::split(TokioIo::new(upgraded));
+                Ok((Box::new(input), Box::new(output)))
+            }
+            Self::Streams(body, sender) => {
+                let input = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other).into_stream());
+                Ok((Box::new(input), Box::new(BodyWriter::new(sender))))
+            }
+        }
+    }
+}
+
+/// Feeds a streamed body; the body ends when it is dropped.
+#[derive(Clone)]
+pub struct BodySender(mpsc::Sender<Bytes>);
+
+impl BodySender {
+    /// Waits for room. An error means that the client has gone.
+    pub async fn send(&self, bytes: impl Into<Bytes>) -> io::Result<()> {
+        let sent = self.0.send(bytes.into()).await;
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// One JSON document and a line's end.
+    pub async fn send_json<T: Serialize + ?Sized>(&self, value: &T) -> io::Result<()> {
+        let mut line = serde_json::to_vec(value)?;
+        line.extend_from_slice(b"\r\n");
+        self.send(line).await
+    }
+
+    /// As [`Self::send_json`] from a thread that may block.
+    pub fn blocking_send_json<T: Serialize + ?Sized>(&self, value: &T) -> io::Result<()> {
+        let mut line = serde_json::to_vec(value)?;
+        line.extend_from_slice(b"\r\n");
+        let sent = self.0.blocking_send(line.into());
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Returns when the client has gone.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// [`BodySender`] as a writer.
+struct BodyWriter(tokio_util::sync::PollSender<Bytes>);
+
+impl BodyWriter {
+    fn new(sender: BodySender) -> Self {
+        Self(tokio_util::sync::PollSender::new(sender.0))
+    }
+}
+
+impl AsyncWrite for BodyWriter {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
+        std::task::ready!(self.0.poll_reserve(cx)).map_err(gone)?;
+        self.0.send_item(Bytes::copy_from_slice(buf)).map_err(gone)?;
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.close();
+        Poll::Ready(Ok(()))
+    }
+}
+
+struct ChannelBody(mpsc::Receiver<Bytes>);
+
+impl HttpBody for ChannelBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+    }
+}
+
+/// A body that a task feeds.
+pub fn channel() -> (BodySender, Body) {
+    let (sender, receiver) = mpsc::channel(CHANNEL_DEPTH);
+    (BodySender(sender), UnsyncBoxBody::new(ChannelBody(receiver)))
+}
+
+/// A 200 with newline-delimited JSON that a task feeds.
+pub fn ndjson() -> (BodySender, Response) {
+    let (sender, body) = channel();
+    let mut response = hyper::Response::new(body);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    (sender, response)
+}
+
+pub fn no_body() -> Body {
+    whole(Bytes::new())
+}
+
+pub fn whole(bytes: impl Into<Bytes>) -> Body {
+    UnsyncBoxBody::new(Full::new(bytes.into()).map_err(|never| match never {}))
+}
+
+/// A response with a JSON document.
+pub fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Result<Response> {
+    let text = serde_json::to_vec(value)
+        .map_err(|error| ApiError::internal(format!("Cannot write the response as JSON: {error}.")))?;
+    let mut response = hyper::Response::new(whole(text));
+    *response.status_mut() = status;
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    Ok(response)
+}
+
+/// A 200 with a JSON document.
+pub fn ok<T: Serialize + ?Sized>(value: &T) -> Result<Response> {
+    json(StatusCode::OK, value)
+}
+
+pub fn empty(status: StatusCode) -> Response {
+    let mut response = hyper::Response::new(no_body());
+    *response.status_mut() = status;
+    response
+}
+
+/// A 204.
+pub fn no_content() -> Result<Response> {
+    Ok(empty(StatusCode::NO_CONTENT))
+}

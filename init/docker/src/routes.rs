@@ -1,0 +1,116 @@
+//! Which handler a request goes to.
+//!
+//! `/v1.xx` before the path is optional. An endpoint that is not here answers 501 with a sentence,
+//! never a wrong success. Everything below `/images`, `/auth`, `/build` and `/distribution` is
+//! [`crate::images`]'s own.
+
+use std::sync::Arc;
+
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Method, StatusCode};
+
+use crate::engine::Engine;
+use crate::http::{ApiError, ApiVersion, Body, Request, Response, Result};
+use crate::query::decode;
+use crate::{images, system};
+
+pub const NEWEST: ApiVersion = ApiVersion(1, 51);
+pub const OLDEST: ApiVersion = ApiVersion(1, 24);
+
+/// Answers a request; an error becomes Docker's JSON, and every answer bears Docker's headers.
+pub async fn answer(engine: Arc<Engine>, request: hyper::Request<Body>) -> Response {
+    let version = engine.config.version.clone();
+    let head = request.method() == Method::HEAD;
+    let answered = match parse(request) {
+        Ok(request) => dispatch(engine, request).await,
+        Err(error) => Err(error),
+    };
+    let mut response = answered.unwrap_or_else(ApiError::into_response);
+    if head {
+        *response.body_mut() = crate::http::no_body();
+    }
+    let headers = response.headers_mut();
+    for (name, value) in [
+        ("api-version", "1.51"),
+        ("docker-experimental", "false"),
+        ("ostype", "linux"),
+        ("builder-version", "1"),
+    ] {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    if let Ok(value) = HeaderValue::from_str(&format!("Monobloc/{version} (linux)")) {
+        headers.insert(hyper::header::SERVER, value);
+    }
+    response
+}
+
+/// Takes the version's prefix off the path.
+fn parse(request: hyper::Request<Body>) -> Result<Request> {
+    let whole = request.uri().path();
+    let (version, path) = match split_version(whole) {
+        None => (NEWEST, whole),
+        Some((version, path)) => (version, path),
+    };
+    if version > NEWEST {
+        return Err(ApiError::bad_request(format!(
+            "client version {}.{} is too new. Maximum supported API version is 1.51",
+            version.0, version.1
+        )));
+    }
+    if version < OLDEST {
+        return Err(ApiError::bad_request(format!(
+            "client version {}.{} is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version",
+            version.0, version.1
+        )));
+    }
+    let path = path.to_owned();
+    Ok(Request::new(request, path, version))
+}
+
+fn split_version(path: &str) -> Option<(ApiVersion, &str)> {
+    let rest = path.strip_prefix("/v")?;
+    let (version, _) = rest.split_once('/')?;
+    let (major, minor) = version.split_once('.')?;
+    let version_number = ApiVersion(major.parse().ok()?, minor.parse().ok()?);
+    Some((version_number, rest.get(version.len()..)?))
+}
+
+async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
+    let path = req.path.clone();
+    let segments: Vec<String> = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .map(|segment| decode(segment, false))
+        .collect();
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let method = req.method().clone();
+    match (method.as_str(), segments.as_slice()) {
+        ("GET" | "HEAD", ["_ping"]) => system::ping(),
+        ("GET", ["version"]) => system::version(&engine),
+        ("GET", ["info"]) => system::info(&engine).await,
+        ("GET", ["events"]) => system::events(&engine, &req),
+        ("GET", ["monobloc", "v1", "status"]) => system::status(&engine).await,
+        ("POST", ["monobloc", "v1", verb @ ("poweroff" | "reboot")]) => system::power(engine, verb),
+        (_, ["images" | "auth" | "build" | "distribution", ..]) => {
+            images::route(engine, method.as_str(), &segments, req).await
+        }
+        (_, ["containers", rest @ ..]) => {
+            req.name = rest.first().map(|name| (*name).to_owned()).unwrap_or_default();
+            crate::containers::route(engine, method.as_str(), rest, req).await
+        }
+        ("POST" | "GET", ["exec", id, verb @ ("start" | "resize" | "json")]) => {
+            req.name = (*id).to_owned();
+            crate::exec::route(engine, verb, req).await
+        }
+        ("POST", ["commit"]) => Err(unknown(&method, &path)),
+        _ => Err(unknown(&method, &path)),
+    }
+}
+
+/// 501 for an endpoint that is not there.
+pub fn unknown(method: &Method, path: &str) -> ApiError {
+    ApiError::new(
+        StatusCode::NOT_IMPLEMENTED,
+        format!("Monobloc does not have the endpoint {method} {path} yet; `docker version` shows what answers."),
+    )
+}
