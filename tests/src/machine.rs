@@ -25,7 +25,7 @@ const BOOT: Duration = Duration::from_secs(240);
 /// How long a machine may take to go down.
 const DOWN: Duration = Duration::from_secs(90);
 /// What the console says when the API listens.
-const READY: &str = "monobloc: api ";
+const READY: &str = "monobloc: ready";
 const MIB: u64 = 1 << 20;
 /// Ports of the machine that are reached from here besides the API, for published ports.
 const FORWARDED: [u16; 3] = [80, 8080, 8081];

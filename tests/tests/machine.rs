@@ -41,10 +41,13 @@ fn a_boot_tells_each_phase_with_its_time_and_none_fails() {
     let machine = Boot::quickstart().blank_disk().start();
     console(&machine, "network: ");
     let text = machine.console().text();
-    for phase in ["mounts", "modules", "pool", "network"] {
+    for phase in [
+        "root", "mounts", "console", "clock", "entropy", "recipe", "devices", "bridge", "pool", "identity",
+        "name",
+    ] {
         let told = text
             .lines()
-            .any(|line| line.contains(&format!("monobloc: {phase}")) && line.contains(" ms)"));
+            .any(|line| line.contains(&format!("monobloc: {phase} (")) && line.contains(" ms)"));
         assert!(told, "no line about {phase} in:\n{text}");
     }
     assert!(!text.contains("FAILED") && !text.contains("panicked"), "{text}");
