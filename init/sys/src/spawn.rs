@@ -29,6 +29,14 @@ pub struct IdMap {
     pub count: u32,
 }
 
+/// A limit of setrlimit(2), by the number of its `RLIMIT_*`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceLimit {
+    pub resource: u32,
+    pub soft: u64,
+    pub hard: u64,
+}
+
 /// How a process begins.
 #[derive(Debug)]
 pub struct Spawn<'a> {
@@ -43,6 +51,8 @@ pub struct Spawn<'a> {
     pub pid_namespace_of: Option<BorrowedFd<'a>>,
     /// Map of user and group ids of the new user namespace.
     pub ids: Option<IdMap>,
+    /// Set from outside: within a user namespace no hard limit can be raised.
+    pub limits: &'a [ResourceLimit],
 }
 
 /// A process that was born; it runs its program.
@@ -58,36 +68,36 @@ pub struct Spawned {
 pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
     let fds: Vec<RawFd> = spawn.fds.iter().map(AsRawFd::as_raw_fd).collect();
     let prepared = Prepared::new(spawn.program, &fds)?;
-    let (mapped_read, mapped_write) = pipe_with(PipeFlags::CLOEXEC)?;
-    let gate = spawn.ids.map(|_| mapped_read.as_raw_fd());
-    let writer = mapped_write.as_raw_fd();
+    let (gate_read, gate_write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let gate = gate_read.as_raw_fd();
 
     let _entered = spawn
         .pid_namespace_of
         .map(EnteredPidNamespace::enter)
         .transpose()?;
     let spawned = clone(spawn.namespaces, spawn.cgroup, || {
-        // Its copy of the write end would keep it waiting for ever if the parent died.
+        // Among the others is its copy of the gate's other end, without which it would wait for
+        // ever if the parent died.
+        prepared.close_others(gate);
+        wait_for_parent(gate);
+        isolate();
         // SAFETY: closes this process's copy.
-        unsafe { libc::close(writer) };
-        if let Some(gate) = gate {
-            wait_until_mapped(gate);
-        }
-        reset_signals();
+        unsafe { libc::close(gate) };
         prepared.run()
     })?;
-    if let Some(ids) = spawn.ids {
-        if let Err(error) = write_maps(spawned.pid, ids) {
-            // Dropping the pipe ends the child; it is the caller's to reap only if it is told of it.
-            let _ = rustix::process::pidfd_send_signal(&spawned.pidfd, rustix::process::Signal::KILL);
-            let _ = rustix::process::waitid(
-                rustix::process::WaitId::PidFd(spawned.pidfd.as_fd()),
-                rustix::process::WaitIdOptions::EXITED,
-            );
-            return Err(error);
-        }
-        rustix::io::write(&mapped_write, &[1])?;
+    let ready = spawn.ids.map_or(Ok(()), |ids| write_maps(spawned.pid, ids));
+    let ready = ready.and_then(|()| {
+        spawn
+            .limits
+            .iter()
+            .try_for_each(|limit| set_limit(spawned.pid, limit))
+    });
+    if let Err(error) = ready {
+        // The caller reaps only what it is told of.
+        end(&spawned)?;
+        return Err(error);
     }
+    rustix::io::write(&gate_write, &[1])?;
     Ok(spawned)
 }
 
@@ -105,12 +115,44 @@ pub fn user_namespace(ids: IdMap) -> io::Result<OwnedFd> {
             spawned.pid
         ))?))
     });
-    rustix::process::pidfd_send_signal(&spawned.pidfd, rustix::process::Signal::KILL)?;
-    rustix::process::waitid(
-        rustix::process::WaitId::PidFd(spawned.pidfd.as_fd()),
-        rustix::process::WaitIdOptions::EXITED,
-    )?;
+    end(&spawned)?;
     namespace
+}
+
+/// The network namespace of a running process.
+pub fn network_namespace(pidfd: impl AsFd) -> io::Result<OwnedFd> {
+    /// `PIDFD_GET_NET_NAMESPACE` (`linux/pidfd.h`), there since Linux 6.11.
+    const GET_NETWORK: libc::Ioctl = 0xff04;
+    // SAFETY: the ioctl takes no argument and returns a new descriptor.
+    match unsafe { libc::ioctl(pidfd.as_fd().as_raw_fd(), GET_NETWORK, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        // SAFETY: as above; it is nobody else's.
+        fd => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+    }
+}
+
+/// Kills a process that waits, and reaps it.
+fn end(spawned: &Spawned) -> io::Result<()> {
+    rustix::process::pidfd_send_signal(&spawned.pidfd, rustix::process::Signal::KILL)?;
+    let pidfd = rustix::process::WaitId::PidFd(spawned.pidfd.as_fd());
+    rustix::process::waitid(pidfd, rustix::process::WaitIdOptions::EXITED)?;
+    Ok(())
+}
+
+fn set_limit(pid: i32, limit: &ResourceLimit) -> io::Result<()> {
+    let new = libc::rlimit {
+        rlim_cur: limit.soft,
+        rlim_max: limit.hard,
+    };
+    // SAFETY: reads a local; no old value is asked for.
+    match unsafe { libc::prlimit(pid, limit.resource, &new, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        _ => {
+            let error = io::Error::last_os_error();
+            let what = format!("Cannot set resource limit {}: {error}", limit.resource);
+            Err(io::Error::new(error.kind(), what))
+        }
+    }
 }
 
 fn write_maps(pid: i32, ids: IdMap) -> io::Result<()> {
@@ -152,8 +194,8 @@ fn clone(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce()) 
     }
 }
 
-/// Waits for the parent's word that the id maps are written; ends the process if it never comes.
-fn wait_until_mapped(gate: RawFd) {
+/// Waits for the parent's word that id maps and limits are set; ends the process if it never comes.
+fn wait_for_parent(gate: RawFd) {
     let mut byte = 0u8;
     // SAFETY: reads into a local; `_exit` ends only this process.
     unsafe {
@@ -163,10 +205,13 @@ fn wait_until_mapped(gate: RawFd) {
     }
 }
 
-/// The parent's handlers and mask are none of the new process's.
-fn reset_signals() {
+/// Nothing of the parent's shows: its signal handlers and mask, its umask, and its memory, which
+/// processes of a zone that it enters could otherwise read (ptrace(2), "dumpable").
+fn isolate() {
     // SAFETY: default dispositions and an empty mask; signals that cannot be changed are refused.
     unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        libc::umask(0o022);
         for signal in 1..=64 {
             libc::signal(signal, libc::SIG_DFL);
         }

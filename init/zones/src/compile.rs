@@ -7,7 +7,9 @@
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
+use rustix::process::{Resource, getrlimit};
 use sys::program::{Fd, MountAttributes, Program, Step};
+use sys::spawn::ResourceLimit;
 
 use crate::error::Error;
 use crate::seccomp;
@@ -62,6 +64,7 @@ pub(crate) struct Compiled {
     pub(crate) program: Program,
     pub(crate) fds: Vec<OwnedFd>,
     pub(crate) name: String,
+    pub(crate) limits: Vec<ResourceLimit>,
 }
 
 /// Ends of the channels to the process that go with its program.
@@ -318,13 +321,6 @@ fn connect(b: &mut Builder, stdio: ChildStdio, process: &ProcessSpec, first: boo
 
 /// From the zone's root to the image's program.
 fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled, Error> {
-    for limit in &process.rlimits {
-        b.add(Step::ResourceLimit {
-            resource: limit.resource,
-            soft: limit.soft,
-            hard: limit.hard,
-        });
-    }
     let capabilities = process.capabilities;
     let filter = seccomp::filter(process.seccomp, capabilities).map(Step::Seccomp);
     b.add(Step::CapabilityBounds(capabilities.bits()));
@@ -365,7 +361,27 @@ fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled,
         },
         fds: b.fds,
         name,
+        limits: limits(process),
     })
+}
+
+/// Open files as Docker's own service allows them; a program may raise the first to the second.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+
+/// The process's own limits; what is not among them is as in process 1, which has raised its open files.
+fn limits(process: &ProcessSpec) -> Vec<ResourceLimit> {
+    let mut limits = process.rlimits.clone();
+    if limits.iter().all(|limit| limit.resource != libc::RLIMIT_NOFILE) {
+        // This process has process 1's limit, which may be lower where it is not really process 1.
+        let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+        let (soft, hard) = (OPEN_FILES.0.min(most), OPEN_FILES.1.min(most));
+        limits.push(ResourceLimit {
+            resource: libc::RLIMIT_NOFILE,
+            soft,
+            hard,
+        });
+    }
+    limits
 }
 
 /// Only root keeps capabilities; another user has none until it runs a file that grants some.
@@ -411,7 +427,6 @@ pub(crate) fn describe(step: Option<&Step>) -> String {
         Some(Step::Mask { path } | Step::ReadOnly { path }) => format!("protect {}", show(path)),
         Some(Step::WorkingDir { path, .. }) => format!("chdir to cwd (\"{}\")", show(path)),
         Some(Step::JoinNamespaces { .. }) => "join the zone's namespaces".to_owned(),
-        Some(Step::ResourceLimit { resource, .. }) => format!("set resource limit {resource}"),
         Some(Step::User(_) | Step::Group(_) | Step::Groups(_)) => "change to the user".to_owned(),
         Some(Step::Seccomp(_)) => "install the system call filter".to_owned(),
         Some(Step::Terminal { .. }) => "open a terminal in the zone".to_owned(),

@@ -24,6 +24,8 @@ pub use compile::STAGING;
 pub use error::{Error, StartError};
 pub use runtime::{ExitStatus, Pending, Process, Survivor, Zones};
 pub use seccomp::Seccomp;
-pub use spec::{IDS_PER_ZONE, IdMap, Limits, Mount, ProcessSpec, Rlimit, TerminalSize, User, ZoneSpec};
+pub use spec::{
+    IDS_PER_ZONE, IdMap, Limits, Mount, ProcessSpec, ResourceLimit, TerminalSize, User, ZoneSpec,
+};
 pub use stdio::{Stdio, resize};
 pub use sys::spawn::user_namespace;

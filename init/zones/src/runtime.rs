@@ -19,7 +19,7 @@ use crate::compile::{self, Compiled};
 use crate::error::{Error, StartError};
 use crate::keeper::{Client, RawExit, Restored};
 use crate::spec::{IdMap, ProcessSpec, ZoneSpec};
-use crate::stdio::{self, Channels, ParentStdio, STDERR, STDIN, STDOUT, Stdio};
+use crate::stdio::{self, Channels, ParentStdio, STDERR, STDIN, STDOUT, Stdio, TERMINAL};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -224,6 +224,7 @@ impl Zones {
                 cgroup: Some(birth.cgroup),
                 joins: birth.joins,
                 ids: birth.ids,
+                limits: compiled.limits.clone(),
                 keep: &keep,
             })
             .await?;
@@ -255,9 +256,14 @@ impl Zones {
         removed
     }
 
+    /// Closes process 1's copy of a process's standard input, so that the process sees its end when
+    /// the caller has closed his own.
+    pub async fn close_input(&self, key: &str) -> Result<(), Error> {
+        self.keeper.release_with(key, STDIN).await
+    }
+
     /// The exit status of an added process is safe; process 1 forgets it.
     pub async fn acknowledge(&self, key: &str) -> Result<(), Error> {
-        self.keeper.release(&terminal_name(key)).await?;
         self.keeper.acknowledge(key).await
     }
 }
@@ -270,26 +276,15 @@ struct Birth<'a> {
     ids: Option<IdMap>,
 }
 
-/// Name under which process 1 keeps a terminal's master; it comes after the process was started.
-fn terminal_name(key: &str) -> String {
-    format!("terminal:{key}")
-}
-
 fn restored_stdio(mut kept: HashMap<String, OwnedFd>) -> Option<Stdio> {
+    if let Some(master) = kept.remove(TERMINAL) {
+        return Some(Stdio::Terminal(master));
+    }
     Some(Stdio::Pipes {
         stdin: kept.remove(STDIN),
         stdout: kept.remove(STDOUT)?,
         stderr: kept.remove(STDERR)?,
     })
-}
-
-impl Survivor {
-    /// Takes the terminal of a process from what process 1 has kept.
-    pub fn take_terminal(&mut self, kept: &mut HashMap<String, OwnedFd>) {
-        if let Some(master) = kept.remove(&terminal_name(&self.key)) {
-            self.stdio = Some(Stdio::Terminal(master));
-        }
-    }
 }
 
 impl Pending {
@@ -298,11 +293,23 @@ impl Pending {
         self.process.as_ref().map_or(0, |process| process.pid)
     }
 
-    /// The zone's network namespace.
+    /// The zone's network namespace. Fails if the process has ended; [`failure`](Self::failure) says why.
     pub fn network_namespace(&self) -> Result<OwnedFd, Error> {
-        let path = format!("/proc/{}/ns/net", self.pid());
-        let file = std::fs::File::open(&path).map_err(Error::io(format!("open {path}")))?;
-        Ok(file.into())
+        let process = self.process.as_ref().ok_or(Error::NotRunning)?;
+        sys::spawn::network_namespace(&process.pidfd).map_err(Error::io("open the zone's network namespace"))
+    }
+
+    /// Gives the zone up, and says why it failed by itself, if it has.
+    pub async fn failure(self) -> StartError {
+        if let Some(process) = &self.process {
+            let _ = process.signal(libc::SIGKILL);
+        }
+        match self.reported().await {
+            Ok(Some(failure)) => self.explain(failure),
+            _ => StartError::Killed {
+                program: self.name.clone(),
+            },
+        }
     }
 
     /// Opens the gate and waits until the program runs or has failed to.
@@ -348,7 +355,7 @@ impl Pending {
         if let Some(process) = &self.process {
             self.zones
                 .keeper
-                .keep(&terminal_name(&process.key), master.as_fd())
+                .keep_with(&process.key, TERMINAL, master.as_fd())
                 .await?;
         }
         Ok(Stdio::Terminal(master))

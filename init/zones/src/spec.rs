@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
-pub use sys::spawn::IdMap;
+pub use sys::spawn::{IdMap, ResourceLimit};
 
 use crate::capabilities::CapabilitySet;
 use crate::seccomp::Seccomp;
@@ -48,7 +48,7 @@ pub struct ProcessSpec {
     pub capabilities: CapabilitySet,
     pub seccomp: Seccomp,
     pub no_new_privileges: bool,
-    pub rlimits: Vec<Rlimit>,
+    pub rlimits: Vec<ResourceLimit>,
 }
 
 /// Ids within the zone.
@@ -75,20 +75,12 @@ impl Default for TerminalSize {
     }
 }
 
-/// setrlimit(2); the numbers of `RLIMIT_*`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rlimit {
-    pub resource: u32,
-    pub soft: u64,
-    pub hard: u64,
-}
-
 /// Limits of the zone's cgroup; none means no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes.
     pub memory: Option<u64>,
-    /// Bytes of swap beside the memory.
+    /// Bytes of swap beside the memory; none with a limit of memory means no swap at all.
     pub swap: Option<u64>,
     /// Billionths of a CPU.
     pub nano_cpus: Option<u64>,

@@ -28,6 +28,7 @@ pub enum Stdio {
 pub(crate) const STDIN: &str = "stdin";
 pub(crate) const STDOUT: &str = "stdout";
 pub(crate) const STDERR: &str = "stderr";
+pub(crate) const TERMINAL: &str = "terminal";
 
 pub(crate) struct Channels {
     pub(crate) child: ChildEnds,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sys::program::Program;
 use sys::readiness::{self, AsyncFd, Interest};
 use sys::socket;
-use sys::spawn::IdMap;
+use sys::spawn::{IdMap, ResourceLimit};
 use tokio::sync::{oneshot, watch};
 
 use super::{Event, RawExit, Request, SpawnRequest};
@@ -40,6 +40,7 @@ pub(crate) struct NewProcess<'a> {
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     pub(crate) joins: Option<BorrowedFd<'a>>,
     pub(crate) ids: Option<IdMap>,
+    pub(crate) limits: Vec<ResourceLimit>,
     pub(crate) keep: &'a [(&'a str, BorrowedFd<'a>)],
 }
 
@@ -47,7 +48,7 @@ type SpawnReply = Result<(i32, OwnedFd), String>;
 
 #[derive(Default)]
 struct State {
-    replies: HashMap<u64, oneshot::Sender<SpawnReply>>,
+    replies: HashMap<u64, (String, oneshot::Sender<SpawnReply>)>,
     exits: HashMap<String, watch::Sender<Option<RawExit>>>,
     gone: bool,
 }
@@ -134,8 +135,17 @@ impl Client {
     }
 
     fn reply(&self, serial: u64, reply: SpawnReply) {
-        if let Some(waiting) = self.lock().replies.remove(&serial) {
-            let _ = waiting.send(reply);
+        let Some((key, waiting)) = self.lock().replies.remove(&serial) else {
+            return;
+        };
+        // Whoever asked has given up meanwhile: nobody will ever know of the process.
+        if let Err(Ok((_, pidfd))) = waiting.send(reply) {
+            let _ = rustix::process::pidfd_send_signal(&pidfd, rustix::process::Signal::KILL);
+            let client = self.clone();
+            tokio::spawn(async move {
+                client.exited(&key).await;
+                let _ = client.acknowledge(&key).await;
+            });
         }
     }
 
@@ -176,7 +186,7 @@ impl Client {
             if state.gone {
                 return Err(Error::KeeperGone);
             }
-            state.replies.insert(serial, sender);
+            state.replies.insert(serial, (process.key.to_owned(), sender));
             // Before the request: the exit may come with the answer.
             state.exits.insert(process.key.to_owned(), watch::channel(None).0);
         }
@@ -204,6 +214,7 @@ impl Client {
             has_cgroup: process.cgroup.is_some(),
             joins: process.joins.is_some(),
             ids: process.ids,
+            limits: process.limits.clone(),
             keep: process.keep.iter().map(|(name, _)| (*name).to_owned()).collect(),
         }));
         let mut fds: Vec<BorrowedFd<'_>> = process.fds.iter().map(AsFd::as_fd).collect();
@@ -233,23 +244,25 @@ impl Client {
 
     /// Has process 1 keep a descriptor for the supervisor's successor.
     pub async fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        self.send(
-            &Request::Keep {
-                name: name.to_owned(),
-            },
-            &[fd],
-        )
-        .await
+        let name = name.to_owned();
+        self.send(&Request::Keep { process: None, name }, &[fd]).await
     }
 
+    /// Has process 1 close a descriptor that it keeps under a name.
     pub async fn release(&self, name: &str) -> Result<(), Error> {
-        self.send(
-            &Request::Release {
-                name: name.to_owned(),
-            },
-            &[],
-        )
-        .await
+        let name = name.to_owned();
+        self.send(&Request::Release { process: None, name }, &[]).await
+    }
+
+    /// Has process 1 keep a descriptor with a process, until that is acknowledged.
+    pub(crate) async fn keep_with(&self, key: &str, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        let (process, name) = (Some(key.to_owned()), name.to_owned());
+        self.send(&Request::Keep { process, name }, &[fd]).await
+    }
+
+    pub(crate) async fn release_with(&self, key: &str, name: &str) -> Result<(), Error> {
+        let (process, name) = (Some(key.to_owned()), name.to_owned());
+        self.send(&Request::Release { process, name }, &[]).await
     }
 
     /// Has process 1 end the machine; the zones must be stopped by now.

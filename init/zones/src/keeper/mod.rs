@@ -11,7 +11,7 @@ mod server;
 
 use serde::{Deserialize, Serialize};
 use sys::program::Program;
-use sys::spawn::IdMap;
+use sys::spawn::{IdMap, ResourceLimit};
 
 pub(crate) use client::NewProcess;
 pub use client::{Client, Restored, RestoredProcess};
@@ -23,10 +23,11 @@ enum Request {
     /// Descriptors: those of the program, then as the flags say the cgroup, the pidfd of the zone in
     /// whose PID namespace to be born, and those to keep.
     Spawn(Box<SpawnRequest>),
-    /// Keeps one descriptor under a name; replaces one of the same name.
-    Keep { name: String },
+    /// Keeps one descriptor under a name, in place of one of the same name; until it is released, or
+    /// its process forgotten if it is said to be one's.
+    Keep { process: Option<String>, name: String },
     /// Closes what is kept under a name.
-    Release { name: String },
+    Release { process: Option<String>, name: String },
     /// The exit status is written down; process and descriptors are forgotten.
     Acknowledge { key: String },
     /// Asks for everything that is kept.
@@ -46,6 +47,7 @@ struct SpawnRequest {
     has_cgroup: bool,
     joins: bool,
     ids: Option<IdMap>,
+    limits: Vec<ResourceLimit>,
     /// Names of descriptors to keep with the process.
     keep: Vec<String>,
 }

@@ -31,7 +31,7 @@ struct Process {
     pidfd: OwnedFd,
     token: u64,
     exit: Option<RawExit>,
-    kept: Vec<(String, OwnedFd)>,
+    kept: BTreeMap<String, OwnedFd>,
 }
 
 /// A packet for the supervisor that could not be sent yet.
@@ -53,11 +53,14 @@ pub struct Server {
 
 const SUPERVISOR: u64 = 0;
 const FIRST_PROCESS: u64 = 1;
+/// Exit code of a process whose own is not known.
+const UNKNOWN: i32 = 255;
 /// Tokens with this bit are the caller's.
 const CALLER: u64 = 1 << 63;
 
 impl Server {
     pub fn new() -> io::Result<Self> {
+        allow_many_descriptors();
         Ok(Self {
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             supervisor: None,
@@ -93,8 +96,9 @@ impl Server {
 
     /// Lets the supervisor go. What is kept stays.
     pub fn detach_supervisor(&mut self) {
-        // Closing the socket takes it out of the epoll set.
-        self.supervisor = None;
+        if let Some(socket) = self.supervisor.take() {
+            let _ = epoll::delete(&self.epoll, &socket);
+        }
         self.outgoing.clear();
     }
 
@@ -109,7 +113,10 @@ impl Server {
     /// A child was reaped by the caller, who waits for all children (`code` as in [`RawExit`]).
     /// Returns whether it is one that the supervisor started.
     pub fn reaped(&mut self, pid: i32, code: i32) -> bool {
-        let mut running = self.processes.iter().filter(|(_, process)| process.exit.is_none());
+        let mut running = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.exit.is_none());
         let Some((key, _)) = running.find(|(_, process)| process.pid == pid) else {
             return false;
         };
@@ -177,13 +184,15 @@ impl Server {
     fn handle(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> Turn {
         match request {
             Request::Spawn(request) => self.spawn(*request, fds),
-            Request::Keep { name } => {
-                if let Some(fd) = fds.pop() {
-                    self.kept.insert(name, fd);
+            Request::Keep { process, name } => {
+                if let (Some(fd), Some(kept)) = (fds.pop(), self.kept_for(process)) {
+                    kept.insert(name, fd);
                 }
             }
-            Request::Release { name } => {
-                self.kept.remove(&name);
+            Request::Release { process, name } => {
+                if let Some(kept) = self.kept_for(process) {
+                    kept.remove(&name);
+                }
             }
             Request::Acknowledge { key } => {
                 if self
@@ -198,6 +207,14 @@ impl Server {
             Request::Power { restart } => return Turn::Power { restart },
         }
         Turn::Own
+    }
+
+    /// What is kept for a process that is not forgotten, or for the supervisor.
+    fn kept_for(&mut self, process: Option<String>) -> Option<&mut BTreeMap<String, OwnedFd>> {
+        match process {
+            Some(key) => Some(&mut self.processes.get_mut(&key)?.kept),
+            None => Some(&mut self.kept),
+        }
     }
 
     fn spawn(&mut self, request: SpawnRequest, fds: Vec<OwnedFd>) {
@@ -225,7 +242,7 @@ impl Server {
         let own: Vec<OwnedFd> = fds.by_ref().take(usize::from(request.program_fds)).collect();
         let cgroup = request.has_cgroup.then(|| fds.next()).flatten();
         let joined = request.joins.then(|| fds.next()).flatten();
-        let kept: Vec<(String, OwnedFd)> = request.keep.into_iter().zip(fds).collect();
+        let kept = request.keep.into_iter().zip(fds).collect();
         let borrowed: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).collect();
         let spawned = spawn(&Spawn {
             program: &request.program,
@@ -234,11 +251,18 @@ impl Server {
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             pid_namespace_of: joined.as_ref().map(AsFd::as_fd),
             ids: request.ids,
+            limits: &request.limits,
         })?;
         let token = self.next_token;
+        let watched = self.add(spawned.pidfd.as_fd(), token);
+        let copy = match watched.and_then(|()| spawned.pidfd.try_clone()) {
+            Ok(copy) => copy,
+            Err(error) => {
+                let _ = rustix::process::pidfd_send_signal(&spawned.pidfd, rustix::process::Signal::KILL);
+                return Err(error);
+            }
+        };
         self.next_token += 1;
-        let copy = spawned.pidfd.try_clone()?;
-        self.add(spawned.pidfd.as_fd(), token)?;
         self.keys.insert(token, request.key.clone());
         let process = Process {
             pid: spawned.pid,
@@ -257,10 +281,12 @@ impl Server {
             return;
         };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
-        let Ok(Some(status)) = waitid(WaitId::PidFd(process.pidfd.as_fd()), options) else {
-            return;
-        };
-        self.ended(key, exit_code(&status));
+        match waitid(WaitId::PidFd(process.pidfd.as_fd()), options) {
+            Ok(Some(status)) => self.ended(key, exit_code(&status)),
+            Ok(None) => {}
+            // Reaped by somebody else: its status is lost, but that it has ended is sure.
+            Err(_) => self.ended(key, UNKNOWN),
+        }
     }
 
     fn ended(&mut self, key: &str, code: i32) {
@@ -289,11 +315,11 @@ impl Server {
     fn restore(&mut self) {
         let mut packets = Vec::new();
         for (key, process) in &self.processes {
-            let fds = std::iter::once(&process.pidfd).chain(process.kept.iter().map(|(_, fd)| fd));
+            let fds = std::iter::once(&process.pidfd).chain(process.kept.values());
             let Ok(fds) = fds.map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>() else {
                 continue;
             };
-            let kept = process.kept.iter().map(|(name, _)| name.clone()).collect();
+            let kept = process.kept.keys().cloned().collect();
             packets.push((
                 Event::Process {
                     key: key.clone(),
@@ -346,11 +372,25 @@ impl Server {
     }
 }
 
+/// The keeper holds up to five descriptors for each process; the kernel's default is 1,024 in all.
+fn allow_many_descriptors() {
+    /// `fs.nr_open` by default.
+    const MANY: u64 = 1 << 20;
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let both = |limit| Rlimit {
+        current: limit,
+        maximum: limit,
+    };
+    if setrlimit(Resource::Nofile, both(Some(MANY))).is_err() {
+        let _ = setrlimit(Resource::Nofile, both(getrlimit(Resource::Nofile).maximum));
+    }
+}
+
 fn exit_code(status: &WaitIdStatus) -> i32 {
     match (status.exit_status(), status.terminating_signal()) {
         (Some(code), _) => code,
         (None, Some(signal)) => 128 + signal,
-        (None, None) => 255,
+        (None, None) => UNKNOWN,
     }
 }
 
