@@ -15,6 +15,16 @@ pub(crate) fn uptime() -> Duration {
     )
 }
 
+/// Bytes of memory that are in use: all of it less what could be had without swapping.
+pub(crate) fn memory_in_use() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    field("MemTotal:")?.checked_sub(field("MemAvailable:")?).map(|kib| kib << 10)
+}
+
 /// Writes one line to the console. A console that takes no line is no reason to stop.
 pub(crate) fn line(text: Arguments<'_>) {
     let now = uptime();

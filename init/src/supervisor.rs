@@ -18,7 +18,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use zones::{Cgroups, Zones};
 
 use crate::boot::report;
-use crate::console::say;
+use crate::console::{self, say};
 use crate::modules::Loader;
 use crate::{identity, link, pool, preload};
 
@@ -75,7 +75,8 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     if let Ok(Some(store)) = store.await {
         preload::images(&store, &config.images).await;
     }
-    say!("ready");
+    let in_use = console::memory_in_use().unwrap_or_default();
+    say!("ready, with {} MB of memory in use", in_use / 1_000_000);
     std::future::pending::<()>().await;
     Ok(())
 }
