@@ -10,4 +10,5 @@ pub mod manifest;
 pub mod oci;
 pub mod progress;
 pub mod recipe;
+pub mod site;
 pub mod uki;
