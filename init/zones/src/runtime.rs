@@ -299,20 +299,18 @@ impl Pending {
         sys::spawn::network_namespace(&process.pidfd).map_err(Error::io("open the zone's network namespace"))
     }
 
-    /// Gives the zone up, and says why it failed by itself, if it has.
-    pub async fn failure(self) -> StartError {
+    /// Ends the process, and says why it failed by itself, if it has. Nothing of it is left then, and
+    /// its id may be used again.
+    pub async fn failure(mut self) -> StartError {
         if let Some(process) = &self.process {
             let _ = process.signal(libc::SIGKILL);
         }
-        match self.reported().await {
-            Ok(Some(failure)) => self.explain(failure),
-            _ => StartError::Killed {
-                program: self.name.clone(),
-            },
-        }
+        let reported = self.reported().await;
+        self.give_up(reported).await
     }
 
-    /// Opens the gate and waits until the program runs or has failed to.
+    /// Opens the gate and waits until the program runs or has failed to; nothing is left of one that
+    /// has failed.
     pub async fn release(mut self) -> Result<(Process, Stdio), StartError> {
         if let Some(gate) = self.gate.take() {
             // A process that has ended at an earlier step has closed its end; its report says why.
@@ -323,19 +321,30 @@ impl Pending {
             Some(ParentStdio::Terminal(socket)) => self.terminal(socket).await,
             None => Err(Error::NotRunning),
         };
-        let failure = self
-            .reported()
-            .await
-            .map_err(Error::io("read the report of a process"))?;
-        if let Some(failure) = failure {
-            return Err(self.explain(failure));
+        let reported = self.reported().await;
+        match (reported, stdio) {
+            (Ok(None), Ok(stdio)) => match self.process.take() {
+                Some(process) => Ok((process, stdio)),
+                None => Err(Error::NotRunning.into()),
+            },
+            (reported, _) => Err(self.give_up(reported).await),
         }
-        match (stdio, self.process.take()) {
-            (Ok(stdio), Some(process)) => Ok((process, stdio)),
+    }
+
+    async fn give_up(&mut self, reported: io::Result<Option<Failure>>) -> StartError {
+        if let Some(process) = &self.process {
+            let _ = process.signal(libc::SIGKILL);
+            self.zones.keeper.exited(&process.key).await;
+            let _ = self.zones.acknowledge_zone(&process.key).await;
+        }
+        self.process = None;
+        match reported {
+            Ok(Some(failure)) => self.explain(failure),
             // Closed without a report: killed on the way.
-            _ => Err(StartError::Killed {
+            Ok(None) => StartError::Killed {
                 program: self.name.clone(),
-            }),
+            },
+            Err(source) => Error::io("read the report of a process")(source).into(),
         }
     }
 

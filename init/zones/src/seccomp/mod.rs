@@ -56,7 +56,7 @@ fn verdicts(capabilities: CapabilitySet) -> BTreeMap<u32, Verdict> {
     let mut verdicts = BTreeMap::new();
     let number = |call: i64| u32::try_from(call).ok();
     let always = profile::ALWAYS.iter().chain(profile::ALWAYS_BY_NUMBER);
-    verdicts.extend(always.filter_map(|call| Some((number(*call)?, Verdict::Allow))));
+    verdicts.extend(always.filter_map(|call| Some((number(call.1)?, Verdict::Allow))));
     let special = [
         (libc::SYS_socket, Verdict::NoneOf(0, FAMILIES_REFUSED)),
         (libc::SYS_personality, Verdict::OneOf(0, PERSONALITIES)),
@@ -73,7 +73,7 @@ fn verdicts(capabilities: CapabilitySet) -> BTreeMap<u32, Verdict> {
             verdicts.extend(
                 calls
                     .iter()
-                    .filter_map(|call| Some((number(*call)?, Verdict::Allow))),
+                    .filter_map(|call| Some((number(call.1)?, Verdict::Allow))),
             );
         }
     }

@@ -7,13 +7,16 @@ use std::ffi::c_long;
 
 use crate::capabilities::Capability;
 
+/// A call's name (with the prefix of its constant, where it has one) and number.
+pub(super) type Call = (&'static str, c_long);
+
 macro_rules! calls {
-    ($($name:ident)*) => { &[$(libc::$name),*] };
+    ($($name:ident)*) => { &[$((stringify!($name), libc::$name)),*] };
 }
 
 /// Allowed whatever the arguments and capabilities.
 #[rustfmt::skip]
-pub(super) const ALWAYS: &[c_long] = calls![
+pub(super) const ALWAYS: &[Call] = calls![
     SYS_accept SYS_accept4 SYS_access SYS_adjtimex SYS_alarm SYS_arch_prctl SYS_bind SYS_brk SYS_capget
     SYS_capset SYS_chdir SYS_chmod SYS_chown SYS_clock_adjtime SYS_clock_getres SYS_clock_gettime
     SYS_clock_nanosleep SYS_close SYS_close_range SYS_connect SYS_copy_file_range SYS_creat SYS_dup
@@ -60,20 +63,20 @@ pub(super) const ALWAYS: &[c_long] = calls![
 ];
 
 /// Allowed always too, but without a name in `libc` yet.
-pub(super) const ALWAYS_BY_NUMBER: &[c_long] = &[
-    333, // io_pgetevents
-    335, // uretprobe
-    451, // cachestat
-    453, // map_shadow_stack
-    454, // futex_wake
-    455, // futex_wait
-    456, // futex_requeue
-    457, // statmount
-    458, // listmount
-    463, // setxattrat
-    464, // getxattrat
-    465, // listxattrat
-    466, // removexattrat
+pub(super) const ALWAYS_BY_NUMBER: &[Call] = &[
+    ("io_pgetevents", 333),
+    ("uretprobe", 335),
+    ("cachestat", 451),
+    ("map_shadow_stack", 453),
+    ("futex_wake", 454),
+    ("futex_wait", 455),
+    ("futex_requeue", 456),
+    ("statmount", 457),
+    ("listmount", 458),
+    ("setxattrat", 463),
+    ("getxattrat", 464),
+    ("listxattrat", 465),
+    ("removexattrat", 466),
 ];
 
 /// The highest number that the profile knows; a call above it is told to be missing, not forbidden.
@@ -81,7 +84,7 @@ pub(super) const HIGHEST: c_long = 466;
 
 /// Allowed with a capability.
 #[rustfmt::skip]
-pub(super) const WITH_CAPABILITY: &[(Capability, &[c_long])] = &[
+pub(super) const WITH_CAPABILITY: &[(Capability, &[Call])] = &[
     (Capability::DacReadSearch, calls![SYS_open_by_handle_at]),
     (Capability::SysAdmin, calls![
         SYS_bpf SYS_clone SYS_clone3 SYS_fanotify_init SYS_fsconfig SYS_fsmount SYS_fsopen SYS_fspick
@@ -89,8 +92,9 @@ pub(super) const WITH_CAPABILITY: &[(Capability, &[c_long])] = &[
         SYS_quotactl SYS_quotactl_fd SYS_setdomainname SYS_sethostname SYS_setns SYS_syslog SYS_umount2
         SYS_unshare
     ]),
-    // lsm_get_self_attr, lsm_set_self_attr, lsm_list_modules
-    (Capability::SysAdmin, &[459, 460, 461]),
+    (Capability::SysAdmin, &[
+        ("lsm_get_self_attr", 459), ("lsm_set_self_attr", 460), ("lsm_list_modules", 461),
+    ]),
     (Capability::SysBoot, calls![SYS_reboot]),
     (Capability::SysChroot, calls![SYS_chroot]),
     (Capability::SysModule, calls![SYS_delete_module SYS_finit_module SYS_init_module]),

@@ -91,3 +91,144 @@ fn other_call_tables_are_absent() {
     assert_eq!(run(&filter, ARCH_X86_64, 0x4000_0000, 0), ABSENT);
     assert_eq!(run(&filter, ARCH_X86_64, libc::SYS_read as u32, 0), ALLOWED);
 }
+
+/// Docker's own profile, where the folder with the reference data is beside the project.
+const REFERENCE: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../../shared/docker-api/seccomp-default.json"
+);
+
+/// Names that x86-64 has no call for: those of 32-bit and other machines' tables.
+const NOT_HERE: &[&str] = &[
+    "_llseek",
+    "_newselect",
+    "chown32",
+    "clock_adjtime64",
+    "clock_getres_time64",
+    "clock_gettime64",
+    "clock_nanosleep_time64",
+    "clock_settime64",
+    "fadvise64_64",
+    "fchown32",
+    "fcntl64",
+    "fstat64",
+    "fstatat64",
+    "fstatfs64",
+    "ftruncate64",
+    "futex_time64",
+    "getegid32",
+    "geteuid32",
+    "getgid32",
+    "getgroups32",
+    "getresgid32",
+    "getresuid32",
+    "getuid32",
+    "io_pgetevents_time64",
+    "ipc",
+    "lchown32",
+    "lstat64",
+    "mmap2",
+    "mq_timedreceive_time64",
+    "mq_timedsend_time64",
+    "nice",
+    "oldfstat",
+    "oldlstat",
+    "oldstat",
+    "olduname",
+    "ppoll_time64",
+    "pselect6_time64",
+    "readdir",
+    "recv",
+    "riscv_hwprobe",
+    "recvmmsg_time64",
+    "rt_sigtimedwait_time64",
+    "sched_rr_get_interval_time64",
+    "semtimedop_time64",
+    "send",
+    "sendfile64",
+    "setfsgid32",
+    "setfsuid32",
+    "setgid32",
+    "setgroups32",
+    "setregid32",
+    "setresgid32",
+    "setresuid32",
+    "setreuid32",
+    "setuid32",
+    "sigaction",
+    "signal",
+    "sigpending",
+    "sigprocmask",
+    "sigreturn",
+    "sigsuspend",
+    "socketcall",
+    "stat64",
+    "statfs64",
+    "stime",
+    "timer_gettime64",
+    "timer_settime64",
+    "timerfd_gettime64",
+    "timerfd_settime64",
+    "truncate64",
+    "ugetrlimit",
+    "umount",
+    "utimensat_time64",
+    "waitpid",
+];
+
+#[test]
+fn the_profile_allows_what_dockers_does_and_no_more() {
+    let Ok(text) = std::fs::read_to_string(REFERENCE) else {
+        println!("skipped: {REFERENCE} is not there to compare with");
+        return;
+    };
+    let reference: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let strings = |value: &serde_json::Value| -> Vec<String> {
+        let list = value.as_array().into_iter().flatten();
+        list.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+    };
+    // A call and the capability that it takes, if any; rules on arguments are tested above.
+    let mut theirs = std::collections::BTreeSet::new();
+    for rule in reference["syscalls"].as_array().unwrap() {
+        let arches = strings(&rule["includes"]["arches"]);
+        let here = arches.is_empty() || arches.iter().any(|arch| arch == "amd64");
+        if !here || rule["action"] != "SCMP_ACT_ALLOW" || !rule["args"].as_array().is_none_or(Vec::is_empty) {
+            continue;
+        }
+        let mut capabilities: Vec<Option<String>> =
+            strings(&rule["includes"]["caps"]).into_iter().map(Some).collect();
+        if capabilities.is_empty() {
+            capabilities.push(None);
+        }
+        for name in strings(&rule["names"]) {
+            if !NOT_HERE.contains(&name.as_str()) {
+                theirs.extend(
+                    capabilities
+                        .iter()
+                        .map(|capability| (name.clone(), capability.clone())),
+                );
+            }
+        }
+    }
+    let name = |call: &profile::Call| {
+        let name = call.0.trim_start_matches("SYS_");
+        name.to_owned()
+    };
+    let always = profile::ALWAYS.iter().chain(profile::ALWAYS_BY_NUMBER);
+    let mut ours: std::collections::BTreeSet<_> = always.map(|call| (name(call), None)).collect();
+    for (capability, calls) in profile::WITH_CAPABILITY {
+        ours.extend(
+            calls
+                .iter()
+                .map(|call| (name(call), Some(capability.to_string()))),
+        );
+    }
+    assert_eq!(
+        ours.difference(&theirs).collect::<Vec<_>>(),
+        Vec::<&(String, Option<String>)>::new()
+    );
+    assert_eq!(
+        theirs.difference(&ours).collect::<Vec<_>>(),
+        Vec::<&(String, Option<String>)>::new()
+    );
+}
