@@ -38,12 +38,12 @@ pub(crate) fn unique(name: &str) -> String {
     )
 }
 
-/// The cgroup2 hierarchy of this machine, wherever it is mounted.
+/// The cgroup2 hierarchy of this machine, wherever it was mounted last.
 pub(crate) fn hierarchy() -> PathBuf {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     let line = mounts
         .lines()
-        .find(|line| line.split(' ').nth(2) == Some("cgroup2"));
+        .rfind(|line| line.split(' ').nth(2) == Some("cgroup2"));
     PathBuf::from(
         line.expect("a cgroup2 file system must be mounted")
             .split(' ')

@@ -1,0 +1,79 @@
+//! Limits of the zones' cgroups, where this machine has the controllers in version 2.
+
+#![allow(clippy::unwrap_used, reason = "it is how a test's helper fails")]
+
+mod common;
+
+use std::fs;
+
+use common::{bench, hierarchy, spec};
+use zones::Limits;
+
+/// Whether the machine has a controller; says so if it has not.
+fn has(controller: &str) -> bool {
+    let there = fs::read_to_string(hierarchy().join("cgroup.controllers")).unwrap();
+    let has = there.split_whitespace().any(|name| name == controller);
+    if !has {
+        println!("skipped: the cgroup2 hierarchy of this machine lacks the controller {controller}");
+    }
+    has
+}
+
+#[tokio::test]
+async fn a_zone_that_takes_more_memory_than_it_may_is_killed_and_that_is_told() {
+    if !has("memory") {
+        return;
+    }
+    let bench = bench().await;
+    // The shell's own memory grows, and twice the limit is reached soon.
+    let script = "x=0123456789abcdef; while true; do x=$x$x; done";
+    let mut limited = spec(&["sh", "-c", script]);
+    limited.limits.memory = Some(32 << 20);
+    let (_, exit) = bench.run(limited).await;
+    assert_eq!((exit.code, exit.oom_killed), (137, true));
+    let mut modest = spec(&["sh", "-c", "x=0123456789abcdef; x=$x$x"]);
+    modest.limits.memory = Some(32 << 20);
+    let (_, exit) = bench.run(modest).await;
+    assert_eq!((exit.code, exit.oom_killed), (0, false));
+}
+
+#[tokio::test]
+async fn a_zone_cannot_have_more_processes_than_it_may() {
+    if !has("pids") {
+        return;
+    }
+    let bench = bench().await;
+    let mut limited = spec(&["sh", "-c", "sleep 5 & sleep 5 & sleep 5 & sleep 5 & echo all"]);
+    limited.limits.pids = Some(3);
+    let (text, _) = bench.run(limited).await;
+    assert!(text.contains("can't fork"), "{text}");
+    let mut modest = spec(&["sh", "-c", "true | true; echo all"]);
+    modest.limits.pids = Some(3);
+    assert_eq!(bench.run(modest).await.0, "all\n");
+}
+
+#[tokio::test]
+async fn limits_are_written_as_the_kernel_means_them() {
+    if !has("cpu") {
+        return;
+    }
+    let bench = bench().await;
+    let mut limited = spec(&["sleep", "1000"]);
+    limited.limits = Limits {
+        nano_cpus: Some(1_500_000_000),
+        cpu_shares: Some(512),
+        ..Limits::default()
+    };
+    let (id, cgroups) = (limited.id.clone(), bench.zones.cgroups().clone());
+    let (process, _stdio) = bench.start(limited).await.unwrap();
+    let value = |file: &str| fs::read_to_string(cgroups.path(&id).join(file)).unwrap();
+    assert_eq!(
+        (value("cpu.max").as_str(), value("cpu.weight").as_str()),
+        ("150000 100000\n", "20\n")
+    );
+    cgroups.update(&id, &Limits::default()).unwrap();
+    assert_eq!(value("cpu.max"), "max 100000\n");
+    process.signal(libc::SIGKILL).unwrap();
+    bench.zones.exited(&id).await.unwrap();
+    bench.zones.acknowledge_zone(&id).await.unwrap();
+}
