@@ -14,6 +14,20 @@ const POOL: &str = "/pool";
 /// What the store needs of the kernel.
 const MODULES: &[&str] = &["btrfs", "overlay", "loop"];
 
+/// What lies under the store, in a word, as the kernel has it mounted.
+pub(crate) fn kind() -> String {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let device = mounts.lines().find_map(|line| {
+        let (device, rest) = line.split_once(' ')?;
+        rest.starts_with("/pool ").then_some(device)
+    });
+    match device {
+        None => "none".to_owned(),
+        Some(device) if device.starts_with("/dev/loop") => "memory".to_owned(),
+        Some(_) => "disk".to_owned(),
+    }
+}
+
 /// Loads what the store needs of the kernel.
 pub(crate) fn load_modules(modules: &Loader) -> anyhow::Result<()> {
     MODULES.iter().try_for_each(|module| modules.load(module)).map_err(anyhow::Error::msg)

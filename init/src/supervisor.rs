@@ -4,16 +4,19 @@
 //! finds as it is.
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use handover::{BootConfig, NodeBundle};
+use docker::{Engine, EngineConfig, Power};
+use handover::{API_PORT, BootConfig, NodeBundle};
 use network::Network;
 use store::Store;
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use zones::{Cgroups, Zones};
 
@@ -23,6 +26,10 @@ use crate::modules::Loader;
 use crate::{identity, link, pool, preload};
 
 const CGROUPS: &str = "/sys/fs/cgroup";
+/// Name under which process 1 keeps the API's listening socket.
+const LISTENER: &str = "api";
+/// How long zones may take to stop when the machine ends.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// The supervisor's own cgroup, so that the zones' limits say nothing of it.
 const OWN_CGROUP: &str = "/sys/fs/cgroup/supervisor";
 
@@ -57,28 +64,104 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     let devices = devices(&loader);
     let cgroups = Cgroups::open(Path::new(CGROUPS), "zones").context("Cannot set up the zones' cgroup")?;
     fs::create_dir_all(zones::STAGING).context("Cannot make the folder for zones' roots")?;
-    let (zones, survivors, kept) = Zones::connect(keeper, cgroups).await?;
+    let (zones, survivors, mut kept) = Zones::connect(keeper, cgroups).await?;
     if !survivors.is_empty() {
         say!("supervisor: {} processes of zones were kept", survivors.len());
     }
-    let _ = (kept, &zones);
     let network = bridge(&loader);
     load_always(&config, &loader);
     let store = open_pool(&config, &loader, devices);
 
+    let (power, mut asked) = mpsc::unbounded_channel();
+    let listening = kept.remove(LISTENER);
+    let engine = Engine::new(zones.clone(), survivors, kept, engine_config(&config, power));
     let bundle = read_bundle(&loader).await;
-    let name = report("name", Instant::now(), identity::name_machine(bundle.as_ref()));
-    let _ = network.await;
-    if let Err(error) = link::start_uplinks(name.as_deref().unwrap_or_default()) {
+    let name = report("name", Instant::now(), identity::name_machine(bundle.as_ref())).unwrap_or_default();
+    let served = match &bundle {
+        Some(bundle) => api(bundle, listening, &zones, &engine).await,
+        None => Err(anyhow::anyhow!("The machine was given no identity, so nobody can be let in; boot it with a node bundle")),
+    };
+    report("api", Instant::now(), served);
+    tokio::spawn(bring_up(engine.clone(), config, network, store, name));
+
+    let end = tokio::select! {
+        end = asked.recv() => end.unwrap_or(Power::Off),
+        restart = zones.keeper().end_asked() => match restart {
+            Some(true) => Power::Reboot,
+            Some(false) => Power::Off,
+            None => anyhow::bail!("Process 1 has closed its socket"),
+        },
+    };
+    say!("stopping the zones");
+    engine.stop_all_zones(STOP_LIMIT).await;
+    zones.keeper().power(end == Power::Reboot).await?;
+    // Process 1 ends this process with all others.
+    std::future::pending().await
+}
+
+fn engine_config(config: &Arc<BootConfig>, power: mpsc::UnboundedSender<Power>) -> EngineConfig {
+    EngineConfig {
+        name: config.name.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        registry: config.registry.clone(),
+        power: Box::new(move |end| {
+            let _ = power.send(end);
+        }),
+        pool_kind: Box::new(pool::kind),
+    }
+}
+
+/// Serves the API. The listening socket outlives the supervisor: connections that come while there is
+/// none wait for its successor.
+async fn api(
+    bundle: &NodeBundle,
+    listening: Option<OwnedFd>,
+    zones: &Zones,
+    engine: &Arc<Engine>,
+) -> anyhow::Result<String> {
+    let tls = docker::tls_config(bundle).context("The node bundle's identity is damaged")?;
+    let listener = match listening {
+        Some(fd) => std::net::TcpListener::from(fd),
+        None => {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, API_PORT))
+                .with_context(|| format!("Cannot listen on port {API_PORT}"))?;
+            zones.keeper().keep(LISTENER, listener.as_fd()).await?;
+            listener
+        }
+    };
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    tokio::spawn(docker::serve(listener, tls, engine.clone()));
+    Ok(format!("listening on port {API_PORT}"))
+}
+
+/// Gives the engine network and store when they are there, then what the recipe starts.
+async fn bring_up(
+    engine: Arc<Engine>,
+    config: Arc<BootConfig>,
+    network: JoinHandle<Option<Arc<Network>>>,
+    store: JoinHandle<Option<Arc<Store>>>,
+    name: String,
+) {
+    match network.await {
+        Ok(Some(network)) => engine.set_network(network),
+        _ => engine.no_network("The zones' network could not be set up; the console says why."),
+    }
+    if let Err(error) = link::start_uplinks(&name) {
         say!("network: {error:#}");
     }
-    if let Ok(Some(store)) = store.await {
-        preload::images(&store, &config.images).await;
+    match store.await {
+        Ok(Some(store)) => {
+            engine.set_store(store.clone());
+            preload::images(&store, &config.images).await;
+            for line in engine.start_boot_zones(&config.zones).await {
+                say!("zones: {line}");
+            }
+        }
+        _ => engine.no_store("The pool could not be opened; the console says why."),
     }
     let in_use = console::memory_in_use().unwrap_or_default();
     say!("ready, with {} MB of memory in use", in_use / 1_000_000);
-    std::future::pending::<()>().await;
-    Ok(())
 }
 
 /// What a phase made, when there is nothing to tell of it.

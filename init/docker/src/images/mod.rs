@@ -1,12 +1,77 @@
 //! Image endpoints.
 
+mod archive;
+mod list;
+mod pull;
+mod remove;
+
 use std::sync::Arc;
 
+use hyper::StatusCode;
+use store::Image;
+
 use crate::engine::Engine;
-use crate::http::{Request, Response, Result};
+use crate::http::{self, ApiError, Request, Response, Result};
+use crate::registry::{Credentials, Session};
 use crate::routes;
 
 /// Answers everything below `/images`, `/auth`, `/build` and `/distribution`.
-pub async fn route(_engine: Arc<Engine>, _method: &str, _segments: &[&str], req: Request) -> Result<Response> {
-    Err(routes::unknown(req.method(), &req.path))
+///
+/// An image's name may have slashes, so it is what lies between `/images/` and the verb.
+pub async fn route(engine: Arc<Engine>, method: &str, segments: &[&str], mut req: Request) -> Result<Response> {
+    match (method, segments) {
+        ("POST", ["auth"]) => auth(&engine, req).await,
+        ("GET", ["images", "json"]) => list::list(&engine, req).await,
+        ("POST", ["images", "create"]) => pull::create(&engine, req).await,
+        ("POST", ["images", "load"]) => archive::load(&engine, req).await,
+        ("POST", ["images", "prune"]) => remove::prune(&engine, req).await,
+        ("GET", ["images", name @ .., "json"]) if !name.is_empty() => {
+            req.name = name.join("/");
+            list::inspect(&engine, req).await
+        }
+        ("GET", ["images", name @ .., "history"]) if !name.is_empty() => {
+            req.name = name.join("/");
+            list::history(&engine, req).await
+        }
+        ("POST", ["images", name @ .., "tag"]) if !name.is_empty() => {
+            req.name = name.join("/");
+            remove::tag(&engine, req).await
+        }
+        ("DELETE", ["images", name @ ..]) if !name.is_empty() => {
+            req.name = name.join("/");
+            remove::remove(&engine, req).await
+        }
+        _ => Err(routes::unknown(req.method(), &req.path)),
+    }
+}
+
+/// Finds an image, with Docker's words where there is none.
+fn find(store: &store::Store, name: &str) -> Result<Image> {
+    store.resolve(name).map_err(|error| match error {
+        store::Error::NoSuchImage { .. } => ApiError::not_found(format!("No such image: {name}")),
+        other => other.into(),
+    })
+}
+
+/// `POST /auth`: whether a registry lets somebody in.
+async fn auth(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
+    #[derive(serde::Deserialize)]
+    struct Address {
+        #[serde(default)]
+        serveraddress: String,
+    }
+    let body = req.bytes().await?;
+    let address: Address = serde_json::from_slice(&body)
+        .map_err(|error| ApiError::bad_request(format!("The request's body is not the JSON expected: {error}.")))?;
+    let credentials = Credentials::from_json(&body)?;
+    let server = address.serveraddress.trim_start_matches("https://").trim_start_matches("http://");
+    let registry = match server.split('/').next().unwrap_or_default() {
+        "" | "index.docker.io" => "docker.io",
+        other => other,
+    };
+    // Any name in the registry will do; none is asked for.
+    let reference = format!("{registry}/library/scratch").parse::<store::Reference>()?;
+    let session = Session::new(&reference, credentials, &engine.config.registry.insecure)?;
+    session.check().await.map_err(|error| ApiError::new(StatusCode::UNAUTHORIZED, error.to_string()))?;
+    http::ok(&serde_json::json!({ "Status": "Login Succeeded", "IdentityToken": "" }))
 }

@@ -1,0 +1,135 @@
+//! `docker pull`: a pull told as Docker tells it.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use store::{Digest, Reference, Store};
+use tokio::sync::mpsc;
+
+use super::archive;
+use crate::engine::Engine;
+use crate::http::{ApiError, BodySender, Request, Response, Result, ndjson};
+use crate::registry::{Credentials, Event, Pull, Pulled, Session};
+
+/// Events that may wait for a slow client; progress beyond them is left out, never waited for.
+const DEPTH: usize = 64;
+
+/// `POST /images/create`
+pub(super) async fn create(engine: &Arc<Engine>, req: Request) -> Result<Response> {
+    let store = engine.store().await?;
+    let Some(name) = req.query.get("fromImage") else { return archive::import(store, req) };
+    if let Some(platform) = req.query.get("platform")
+        && !matches!(platform, "linux/amd64" | "linux" | "linux/x86_64")
+    {
+        return Err(ApiError::not_implemented(format!(
+            "This machine runs linux/amd64 images only; {platform} cannot be pulled."
+        )));
+    }
+    let reference = reference(name, req.query.get("tag"))?;
+    let credentials = Credentials::from_header(req.header("x-registry-auth"))?;
+    let session = Session::new(&reference, credentials, &engine.config.registry.insecure)?;
+    // What fails before the first word has a status of its own; later failures lie in the stream.
+    let pull = Pull::begin(session).await?;
+    let (sender, response) = ndjson();
+    tokio::spawn(async move {
+        // A client that goes away ends the pull.
+        tokio::select! {
+            () = sender.closed() => {}
+            () = run(pull, store, &reference, &sender) => {}
+        }
+    });
+    Ok(response)
+}
+
+/// `tag` may be a tag, a digest, or be missing; the name itself may have one as well.
+fn reference(name: &str, tag: Option<&str>) -> Result<Reference> {
+    let reference: Reference = name.parse()?;
+    Ok(match tag {
+        Some(digest) if digest.contains(':') => reference.with_digest(digest.parse()?),
+        Some(tag) => reference.with_tag(tag)?,
+        None => reference.or_latest(),
+    })
+}
+
+async fn run(pull: Pull, store: Arc<Store>, reference: &Reference, sender: &BodySender) {
+    let id = reference.digest().map_or_else(|| reference.tag().unwrap_or_default().to_owned(), ToString::to_string);
+    let first = json!({ "status": format!("Pulling from {}", reference.path()), "id": id });
+    if sender.send_json(&first).await.is_err() {
+        return;
+    }
+    let (events, mut coming) = mpsc::channel(DEPTH);
+    let telling = async {
+        while let Some(event) = coming.recv().await {
+            if sender.send_json(&tell(&event)).await.is_err() {
+                return;
+            }
+        }
+    };
+    let (outcome, ()) = tokio::join!(pull.run(store, events), telling);
+    let lines = match outcome {
+        Ok(pulled) => ending(reference, &pulled),
+        Err(error) => vec![archive::failure(&error.to_string())],
+    };
+    for line in lines {
+        if sender.send_json(&line).await.is_err() {
+            return;
+        }
+    }
+}
+
+fn ending(reference: &Reference, pulled: &Pulled) -> Vec<Value> {
+    let verdict = if pulled.changed { "Downloaded newer image" } else { "Image is up to date" };
+    vec![
+        json!({ "status": format!("Digest: {}", pulled.digest) }),
+        json!({ "status": format!("Status: {verdict} for {reference}") }),
+    ]
+}
+
+fn tell(event: &Event) -> Value {
+    let short = |digest: &Digest| digest.hex().chars().take(12).collect::<String>();
+    let line = |status: &str, layer: &Digest| json!({ "status": status, "progressDetail": {}, "id": short(layer) });
+    match event {
+        Event::Waiting(layer) => line("Pulling fs layer", layer),
+        Event::Exists(layer) => line("Already exists", layer),
+        Event::Downloaded(layer) => line("Download complete", layer),
+        Event::Extracting(layer) => line("Extracting", layer),
+        Event::Complete(layer) => line("Pull complete", layer),
+        Event::Downloading { layer, done, total } => json!({
+            "status": "Downloading",
+            "progressDetail": { "current": done, "total": total },
+            "progress": bar(*done, *total),
+            "id": short(layer),
+        }),
+    }
+}
+
+/// The bar that Docker's engine draws for clients that do not draw their own.
+fn bar(done: u64, total: u64) -> String {
+    const WIDTH: u64 = 50;
+    let megabytes = |bytes: u64| format!("{:.3}MB", bytes as f64 / 1e6);
+    let Some(filled) = (done.min(total) * WIDTH).checked_div(total) else { return megabytes(done) };
+    let full = "=".repeat(usize::try_from(filled).unwrap_or(0));
+    let rest = " ".repeat(usize::try_from(WIDTH - filled).unwrap_or(0));
+    format!("[{full}>{rest}]  {}/{}", megabytes(done), megabytes(total))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tag_parameter_may_be_a_digest() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        assert_eq!(reference("busybox", None).unwrap().tag(), Some("latest"));
+        assert_eq!(reference("busybox", Some("1")).unwrap().tag(), Some("1"));
+        assert_eq!(reference("busybox", Some(&digest)).unwrap().digest().unwrap().to_string(), digest);
+        assert!(reference("busybox", Some("no tag")).is_err());
+    }
+
+    #[test]
+    fn the_bar_holds_at_both_ends() {
+        assert!(bar(0, 100).starts_with("[>"));
+        assert!(bar(100, 100).contains(&"=".repeat(50)));
+        assert_eq!(bar(5_000_000, 0), "5.000MB");
+    }
+}

@@ -1,0 +1,302 @@
+//! One repository of one registry: requests, the authentication that it asks for, and documents.
+
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use store::{Digest, Reference};
+
+use super::RegistryError;
+use super::auth::{Challenge, Credentials};
+use super::manifest;
+
+/// A registry that does not answer within these is given up.
+const CONNECT_LIMIT: Duration = Duration::from_secs(20);
+const READ_LIMIT: Duration = Duration::from_secs(60);
+/// Longest manifest, config or token that is read.
+const MAX_DOCUMENT: usize = 4 << 20;
+/// As much of an error's text as a person wants.
+const MAX_ERROR: usize = 300;
+/// Where `docker.io` really is.
+const DOCKER_HUB: &str = "registry-1.docker.io";
+
+/// A repository that is being read.
+pub(crate) struct Session {
+    http: reqwest::Client,
+    base: String,
+    reference: Reference,
+    credentials: Option<Credentials>,
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+impl Session {
+    /// Begins to speak with the registry of an image. The name servers are read anew, as the
+    /// network may have changed.
+    pub(crate) fn new(
+        reference: &Reference,
+        credentials: Option<Credentials>,
+        insecure: &[String],
+    ) -> Result<Self, RegistryError> {
+        let registry = reference.registry();
+        let scheme = if is_insecure(registry, insecure) { "http" } else { "https" };
+        let host = if registry == "docker.io" { DOCKER_HUB } else { registry };
+        let http = client().map_err(|error| unreachable(registry, &error))?;
+        let token = credentials.as_ref().map(|given| given.registry_token.as_str()).filter(|token| !token.is_empty());
+        let authorization = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok());
+        Ok(Self {
+            http,
+            base: format!("{scheme}://{host}/v2"),
+            reference: reference.clone(),
+            credentials,
+            authorization: Mutex::new(authorization),
+        })
+    }
+
+    /// Asks whether the credentials are good (`POST /auth`).
+    pub(crate) async fn check(&self) -> Result<(), RegistryError> {
+        let url = format!("{}/", self.base);
+        let response = self.send(|http| http.request(Method::GET, &url)).await?;
+        self.expect(response, "the greeting").await.map(drop)
+    }
+
+    /// Fetches a manifest or index by tag or digest, with its digest.
+    pub(crate) async fn manifest(&self, wanted: &str) -> Result<(Vec<u8>, Digest), RegistryError> {
+        let url = format!("{}/{}/manifests/{wanted}", self.base, self.reference.path());
+        let response = self.send(|http| http.request(Method::GET, &url).header(ACCEPT, manifest::ACCEPT)).await?;
+        let response = self.expect(response, "a manifest").await?;
+        let bytes = self.document(response, "manifest").await?;
+        let digest = Digest::of(&bytes);
+        if wanted.contains(':') && wanted != digest.to_string() {
+            let reason = format!("it was asked for as {wanted} and is {digest}");
+            return Err(self.damaged("manifest", reason));
+        }
+        Ok((bytes, digest))
+    }
+
+    /// Fetches a small blob, verified.
+    pub(crate) async fn small_blob(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
+        let response = self.blob(digest, 0).await?;
+        let bytes = self.document(response, "config").await?;
+        if Digest::of(&bytes) != *digest {
+            return Err(self.damaged("config", format!("its digest is not {digest}")));
+        }
+        Ok(bytes)
+    }
+
+    /// Begins to fetch a blob from an offset on. A registry that cannot begin there answers 200.
+    pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Response, RegistryError> {
+        let url = format!("{}/{}/blobs/{digest}", self.base, self.reference.path());
+        let response = self
+            .send(|http| {
+                let request = http.request(Method::GET, &url);
+                if offset > 0 { request.header(RANGE, format!("bytes={offset}-")) } else { request }
+            })
+            .await?;
+        self.expect(response, "a blob").await
+    }
+
+    /// Sends a request; when the registry asks who we are, answers and sends it again.
+    async fn send(&self, request: impl Fn(&reqwest::Client) -> RequestBuilder) -> Result<Response, RegistryError> {
+        let response = self.send_once(&request).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE);
+        let challenge = challenges.iter().filter_map(|header| header.to_str().ok()).find_map(Challenge::parse);
+        let Some(challenge) = challenge else { return Ok(response) };
+        let Some(authorization) = self.authorize(&challenge).await? else { return Ok(response) };
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
+        self.send_once(&request).await
+    }
+
+    async fn send_once(&self, request: impl Fn(&reqwest::Client) -> RequestBuilder) -> Result<Response, RegistryError> {
+        let mut request = request(&self.http);
+        let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(authorization) = authorization {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        request.send().await.map_err(|error| unreachable(self.reference.registry(), &error))
+    }
+
+    /// The header that answers a challenge; none if there is nothing to answer it with.
+    async fn authorize(&self, challenge: &Challenge) -> Result<Option<HeaderValue>, RegistryError> {
+        let text = match (challenge, &self.credentials) {
+            (Challenge::Basic, None) => return Ok(None),
+            (Challenge::Basic, Some(given)) => basic(given),
+            (Challenge::Bearer { realm, service, scope }, given) => {
+                let token = self.token(realm, service.as_deref(), scope.as_deref(), given.as_ref()).await?;
+                format!("Bearer {token}")
+            }
+        };
+        let mut value = HeaderValue::from_str(&text).map_err(|error| self.damaged("token", error.to_string()))?;
+        value.set_sensitive(true);
+        Ok(Some(value))
+    }
+
+    /// Fetches a token (distribution specification, token authentication).
+    async fn token(
+        &self,
+        realm: &str,
+        service: Option<&str>,
+        scope: Option<&str>,
+        given: Option<&Credentials>,
+    ) -> Result<String, RegistryError> {
+        #[derive(Deserialize)]
+        struct Token {
+            token: Option<String>,
+            access_token: Option<String>,
+        }
+        let refresh = given.map(|given| given.identity_token.as_str()).filter(|token| !token.is_empty());
+        let mut parameters: Vec<(&str, &str)> = Vec::new();
+        parameters.extend(service.map(|service| ("service", service)));
+        let own_scope = format!("repository:{}:pull", self.reference.path());
+        parameters.push(("scope", scope.unwrap_or(&own_scope)));
+        let request = match refresh {
+            Some(refresh) => {
+                parameters.extend([
+                    ("grant_type", "refresh_token"),
+                    ("client_id", "monobloc"),
+                    ("refresh_token", refresh),
+                ]);
+                self.http.post(realm).header("content-type", "application/x-www-form-urlencoded").body(form(&parameters))
+            }
+            None => {
+                let request = self.http.get(realm).query(&parameters);
+                match given.filter(|given| !given.username.is_empty()) {
+                    Some(given) => request.header(AUTHORIZATION, basic(given)),
+                    None => request,
+                }
+            }
+        };
+        let response = request.send().await.map_err(|error| unreachable(realm, &error))?;
+        let response = self.expect(response, "a request for a token").await?;
+        let bytes = self.document(response, "token").await?;
+        let token: Token = serde_json::from_slice(&bytes).map_err(|error| self.damaged("token", error.to_string()))?;
+        token.token.or(token.access_token).ok_or_else(|| self.damaged("token", "it is empty".to_owned()))
+    }
+
+    /// Passes a good answer on and makes an error of another.
+    async fn expect(&self, response: Response, what: &str) -> Result<Response, RegistryError> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = self.document(response, "error").await.unwrap_or_default();
+        let reason = error_text(&body);
+        Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                RegistryError::Denied { repository: self.reference.familiar_name(), reason }
+            }
+            StatusCode::NOT_FOUND if what == "a manifest" => RegistryError::UnknownManifest(self.reference.clone()),
+            _ => RegistryError::Status {
+                registry: self.reference.registry().to_owned(),
+                what: what.to_owned(),
+                status: status.as_u16(),
+                body: reason,
+            },
+        })
+    }
+
+    async fn document(&self, mut response: Response, what: &'static str) -> Result<Vec<u8>, RegistryError> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) =
+            response.chunk().await.map_err(|error| unreachable(self.reference.registry(), &error))?
+        {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MAX_DOCUMENT {
+                return Err(self.damaged(what, format!("it is larger than {MAX_DOCUMENT} bytes")));
+            }
+        }
+        Ok(bytes)
+    }
+
+    pub(crate) fn damaged(&self, what: &'static str, reason: String) -> RegistryError {
+        RegistryError::Damaged { registry: self.reference.registry().to_owned(), what, reason }
+    }
+
+    pub(crate) fn reference(&self) -> &Reference {
+        &self.reference
+    }
+}
+
+/// Names are resolved by hickory; the C library's resolver cannot be used in a static binary.
+fn client() -> Result<reqwest::Client, reqwest::Error> {
+    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map(|builder| builder.with_root_certificates(roots).with_no_client_auth());
+    let builder = reqwest::Client::builder()
+        .hickory_dns(true)
+        .connect_timeout(CONNECT_LIMIT)
+        .read_timeout(READ_LIMIT)
+        .user_agent(concat!("monobloc/", env!("CARGO_PKG_VERSION")));
+    match tls {
+        Ok(tls) => builder.tls_backend_preconfigured(tls).build(),
+        // ring has all protocol versions; without them there is no TLS, but HTTP still works.
+        Err(_) => builder.build(),
+    }
+}
+
+/// Plain HTTP is spoken with loopback addresses and with what the node's config names, with or
+/// without the port.
+fn is_insecure(registry: &str, insecure: &[String]) -> bool {
+    let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
+    host == "localhost"
+        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+        || insecure.iter().any(|known| known == registry || known == host)
+}
+
+fn basic(given: &Credentials) -> String {
+    use base64::Engine as _;
+    let pair = format!("{}:{}", given.username, given.password);
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+}
+
+/// `application/x-www-form-urlencoded`
+fn form(parameters: &[(&str, &str)]) -> String {
+    let encode = |text: &str| -> String {
+        text.bytes()
+            .map(|byte| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => char::from(byte).to_string(),
+                other => format!("%{other:02X}"),
+            })
+            .collect()
+    };
+    let pairs: Vec<String> =
+        parameters.iter().map(|(key, value)| format!("{}={}", encode(key), encode(value))).collect();
+    pairs.join("&")
+}
+
+fn unreachable(registry: &str, error: &reqwest::Error) -> RegistryError {
+    // The outer errors only repeat the address.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    RegistryError::Unreachable { registry: registry.to_owned(), reason: cause.to_string() }
+}
+
+/// The registry's own words: `{"errors":[{"code":…,"message":…}]}`, or the beginning of the text.
+fn error_text(body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Errors {
+        errors: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        #[serde(default)]
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    if let Ok(Errors { errors }) = serde_json::from_slice(body)
+        && let Some(first) = errors.first()
+    {
+        return format!("{}: {}", first.code.to_lowercase(), first.message);
+    }
+    String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).take(MAX_ERROR).collect()
+}
