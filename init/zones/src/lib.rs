@@ -13,6 +13,7 @@ mod cgroup;
 mod compile;
 mod error;
 pub mod keeper;
+pub mod log;
 mod runtime;
 mod seccomp;
 pub mod spec;
