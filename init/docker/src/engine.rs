@@ -5,15 +5,19 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use handover::BootZone;
 use network::Network;
 use store::Store;
 use tokio::sync::watch;
 use zones::{Survivor, Zones};
 
+use crate::containers::{self, Container, Containers};
 use crate::events::Events;
+use crate::exec::Execs;
 use crate::http::{ApiError, Result};
 
 /// How the machine is to end.
@@ -71,32 +75,47 @@ pub struct Engine {
     pub config: EngineConfig,
     pub events: Events,
     pub(crate) zones: Zones,
+    pub(crate) containers: Containers,
+    pub(crate) execs: Execs,
     pub(crate) started: Instant,
+    ending: AtomicBool,
+    /// What a predecessor left, until the store tells which containers it belongs to.
+    inherited: Mutex<Vec<Survivor>>,
     store: Cell<Store>,
     network: Cell<Network>,
 }
 
 impl Engine {
-    /// Takes over the zones that a predecessor started. Must be called in a tokio runtime.
+    /// Takes over the zones that a predecessor started, as soon as the store is there.
     pub fn new(
         zones: Zones,
         survivors: Vec<Survivor>,
         kept: HashMap<String, OwnedFd>,
         config: EngineConfig,
     ) -> Arc<Self> {
-        let _ = (survivors, kept);
+        // What is kept lies with its process; what has no process belongs to nothing that is known.
+        drop(kept);
         Arc::new(Self {
             config,
             events: Events::default(),
             zones,
+            containers: Containers::default(),
+            execs: Execs::default(),
             started: Instant::now(),
+            ending: AtomicBool::new(false),
+            inherited: Mutex::new(survivors),
             store: Cell::new(),
             network: Cell::new(),
         })
     }
 
+    /// The store is open: its containers are read, and those that run are taken over. Must be called
+    /// in a tokio runtime.
     pub fn set_store(self: &Arc<Self>, store: Arc<Store>) {
-        self.store.0.send_replace(Later::Here(store));
+        self.store.0.send_replace(Later::Here(store.clone()));
+        let mut inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
+        let survivors = std::mem::take(&mut *inherited);
+        tokio::spawn(containers::adopt_all(self.clone(), store, survivors));
     }
 
     /// There will be no store; who waits for it is told why.
@@ -131,5 +150,62 @@ impl Engine {
 
     pub(crate) fn network_now(&self) -> Option<Arc<Network>> {
         self.network.now()
+    }
+
+    /// The containers, when they have been read from the store.
+    pub(crate) async fn containers(&self) -> Result<&Containers> {
+        self.store().await?;
+        self.containers.loaded().await;
+        Ok(&self.containers)
+    }
+
+    /// Ids and image ids of all containers, for those who ask what uses an image.
+    pub async fn containers_of_images(&self) -> Result<Vec<(String, String)>> {
+        let all = self.containers().await?.all();
+        Ok(all
+            .iter()
+            .map(|container| (container.id.clone(), container.record().image))
+            .collect())
+    }
+
+    /// Whether the machine is going down: nothing is started any more.
+    pub(crate) fn ending(&self) -> bool {
+        self.ending.load(Ordering::Relaxed)
+    }
+
+    /// Ends all zones, kindly for `limit`, then by force. None is started any more.
+    pub async fn stop_all_zones(self: &Arc<Self>, limit: Duration) {
+        self.ending.store(true, Ordering::Relaxed);
+        containers::stop_all(self, limit).await;
+    }
+
+    /// Makes and starts the zones that the recipe names. One that is there already is started if it
+    /// does not run; one whose recipe has changed is made anew. What fails is told on the console.
+    pub async fn start_boot_zones(self: &Arc<Self>, zones: &[BootZone]) {
+        let starting: Vec<_> = zones
+            .iter()
+            .map(|zone| {
+                let (engine, zone) = (self.clone(), zone.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = containers::start_boot_zone(&engine, &zone).await {
+                        eprintln!("zone {}: cannot start: {error}", zone.name);
+                    }
+                })
+            })
+            .collect();
+        for task in starting {
+            let _ = task.await;
+        }
+    }
+
+    pub(crate) fn tell(&self, kind: &'static str, action: &str, container: &Container) {
+        self.events
+            .tell(kind, action, &container.id, container.record().attributes());
+    }
+
+    pub(crate) fn tell_exit(&self, container: &Container, code: i32) {
+        let mut attributes = container.record().attributes();
+        attributes.insert("exitCode".to_owned(), code.to_string());
+        self.events.tell("container", "die", &container.id, attributes);
     }
 }

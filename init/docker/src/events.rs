@@ -61,7 +61,9 @@ impl Events {
         let event = Event {
             status: legacy.then(|| action.to_owned()),
             id: legacy.then(|| id.to_owned()),
-            from: (kind == "container").then(|| attributes.get("image").cloned()).flatten(),
+            from: (kind == "container")
+                .then(|| attributes.get("image").cloned())
+                .flatten(),
             kind,
             action: action.to_owned(),
             actor: Actor {

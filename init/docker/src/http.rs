@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::TryStreamExt;
-use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyDataStream, BodyExt, Full, Limited};
 use hyper::body::{Body as HttpBody, Frame};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
@@ -30,7 +30,7 @@ const MAX_JSON: usize = 4 << 20;
 /// Chunks that a streamed body holds before its writer waits for the client.
 const CHANNEL_DEPTH: usize = 16;
 
-pub type Body = UnsyncBoxBody<Bytes, io::Error>;
+pub type Body = BoxBody<Bytes, io::Error>;
 pub type Response = hyper::Response<Body>;
 pub type Result<T, E = ApiError> = std::result::Result<T, E>;
 
@@ -85,7 +85,13 @@ impl ApiError {
         struct Message {
             message: String,
         }
-        json(self.status, &Message { message: self.message }).unwrap_or_else(|_| empty(self.status))
+        json(
+            self.status,
+            &Message {
+                message: self.message,
+            },
+        )
+        .unwrap_or_else(|_| empty(self.status))
     }
 }
 
@@ -187,9 +193,14 @@ impl Request {
     /// Reads the body as JSON. An empty one is read as `null` would be, then as `{}`.
     pub async fn json<T: DeserializeOwned>(&mut self) -> Result<T> {
         let bytes = self.bytes().await?;
-        let bytes = if bytes.is_empty() { Bytes::from_static(b"{}") } else { bytes };
-        serde_json::from_slice(&bytes)
-            .map_err(|error| ApiError::bad_request(format!("The request's body is not the JSON expected: {error}.")))
+        let bytes = if bytes.is_empty() {
+            Bytes::from_static(b"{}")
+        } else {
+            bytes
+        };
+        serde_json::from_slice(&bytes).map_err(|error| {
+            ApiError::bad_request(format!("The request's body is not the JSON expected: {error}."))
+        })
     }
 
     /// The whole body, of 4 MiB at most.
@@ -203,7 +214,11 @@ impl Request {
 
     /// The body as a byte stream without limit, for archives.
     pub fn into_reader(self) -> impl AsyncRead + Send + 'static {
-        StreamReader::new(BodyDataStream::new(self.body).map_err(io::Error::other).into_stream())
+        StreamReader::new(
+            BodyDataStream::new(self.body)
+                .map_err(io::Error::other)
+                .into_stream(),
+        )
     }
 
     /// Turns the connection into a raw stream: with `Upgrade: tcp` both directions, after a 101;
@@ -247,7 +262,8 @@ impl Hijack {
                 Ok((Box::new(input), Box::new(output)))
             }
             Self::Streams(body, sender) => {
-                let input = StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other).into_stream());
+                let input =
+                    StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other).into_stream());
                 Ok((Box::new(input), Box::new(BodyWriter::new(sender))))
             }
         }
@@ -320,14 +336,16 @@ impl HttpBody for ChannelBody {
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        self.0
+            .poll_recv(cx)
+            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 
 /// A body that a task feeds.
 pub fn channel() -> (BodySender, Body) {
     let (sender, receiver) = mpsc::channel(CHANNEL_DEPTH);
-    (BodySender(sender), UnsyncBoxBody::new(ChannelBody(receiver)))
+    (BodySender(sender), BoxBody::new(ChannelBody(receiver)))
 }
 
 /// A 200 with newline-delimited JSON that a task feeds.
@@ -345,7 +363,7 @@ pub fn no_body() -> Body {
 }
 
 pub fn whole(bytes: impl Into<Bytes>) -> Body {
-    UnsyncBoxBody::new(Full::new(bytes.into()).map_err(|never| match never {}))
+    BoxBody::new(Full::new(bytes.into()).map_err(|never| match never {}))
 }
 
 /// A response with a JSON document.

@@ -4,7 +4,17 @@
 //! [`Engine`], which holds the containers and hands out the store, the network and the zones.
 
 #![forbid(unsafe_code)]
+// `json!` of the longer answers goes one level deeper with each token.
+#![recursion_limit = "512"]
 
+mod containers;
+mod exec;
+mod registry;
+mod serve;
+mod streams;
+mod system;
+pub mod tls;
+mod users;
 pub mod engine;
 pub mod events;
 pub mod http;
@@ -13,3 +23,4 @@ pub mod query;
 pub mod routes;
 
 pub use engine::{Engine, EngineConfig, Power};
+pub use serve::serve;

@@ -28,7 +28,7 @@ impl Query {
         self.all(key).next().filter(|value| !value.is_empty())
     }
 
-    pub fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+    pub fn all<'a>(&'a self, key: &str) -> impl Iterator<Item = &'a str> {
         self.0
             .iter()
             .filter(move |(known, _)| known == key)
@@ -49,13 +49,18 @@ impl Query {
     }
 
     pub fn number<T: std::str::FromStr>(&self, key: &str) -> Result<Option<T>> {
-        let Some(text) = self.get(key) else { return Ok(None) };
+        let Some(text) = self.get(key) else {
+            return Ok(None);
+        };
         let number = text.parse().map(Some);
-        number.map_err(|_| ApiError::bad_request(format!("Parameter {key} is {text:?}, which is not a number.")))
+        number.map_err(|_| {
+            ApiError::bad_request(format!("Parameter {key} is {text:?}, which is not a number."))
+        })
     }
 
     pub fn filters(&self) -> Result<Filters> {
-        self.get("filters").map_or_else(|| Ok(Filters::default()), Filters::parse)
+        self.get("filters")
+            .map_or_else(|| Ok(Filters::default()), Filters::parse)
     }
 }
 
@@ -93,11 +98,18 @@ enum Values {
 
 impl Filters {
     pub fn parse(text: &str) -> Result<Self> {
-        let parsed: BTreeMap<String, Values> = serde_json::from_str(text)
-            .map_err(|error| ApiError::bad_request(format!("Parameter filters is not the JSON expected: {error}.")))?;
+        let parsed: BTreeMap<String, Values> = serde_json::from_str(text).map_err(|error| {
+            ApiError::bad_request(format!("Parameter filters is not the JSON expected: {error}."))
+        })?;
         let lists = parsed.into_iter().map(|(key, values)| match values {
             Values::List(list) => (key, list),
-            Values::Map(map) => (key, map.into_iter().filter(|(_, on)| *on).map(|(value, _)| value).collect()),
+            Values::Map(map) => (
+                key,
+                map.into_iter()
+                    .filter(|(_, on)| *on)
+                    .map(|(value, _)| value)
+                    .collect(),
+            ),
         });
         Ok(Self(lists.collect()))
     }
@@ -125,10 +137,12 @@ impl Filters {
 
     /// `label=key` and `label=key=value`; all that are given must hold.
     pub fn labels<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
-        self.get("label").iter().all(|wanted| match wanted.split_once('=') {
-            None => label(wanted).is_some(),
-            Some((key, value)) => label(key) == Some(value),
-        })
+        self.get("label")
+            .iter()
+            .all(|wanted| match wanted.split_once('=') {
+                None => label(wanted).is_some(),
+                Some((key, value)) => label(key) == Some(value),
+            })
     }
 }
 
@@ -148,7 +162,10 @@ mod tests {
 
     #[test]
     fn both_forms_of_filters_are_read() {
-        for text in [r#"{"label":["a=b","c"]}"#, r#"{"label":{"a=b":true,"c":true,"d":false}}"#] {
+        for text in [
+            r#"{"label":["a=b","c"]}"#,
+            r#"{"label":{"a=b":true,"c":true,"d":false}}"#,
+        ] {
             let filters = Filters::parse(text).unwrap();
             assert!(filters.labels(|key| match key {
                 "a" => Some("b"),

@@ -111,6 +111,8 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
 pub fn unknown(method: &Method, path: &str) -> ApiError {
     ApiError::new(
         StatusCode::NOT_IMPLEMENTED,
-        format!("Monobloc does not have the endpoint {method} {path} yet; `docker version` shows what answers."),
+        format!(
+            "Monobloc does not have the endpoint {method} {path} yet; `docker version` shows what answers."
+        ),
     )
 }

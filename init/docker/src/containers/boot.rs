@@ -1,0 +1,190 @@
+//! What the machine itself does with its containers: take over, start at boot, stop at the end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use handover::{BootZone, Protocol};
+use serde_json::json;
+use store::Store;
+use zones::{Process, Stdio, Survivor};
+
+use super::container::{Container, Record, states};
+use super::{config, create, run};
+use crate::engine::Engine;
+use crate::http::{Result, blocking};
+use crate::streams::Streams;
+
+/// Label of a container that the recipe asks for, with the request it was made by.
+const BOOT_LABEL: &str = "org.monobloc.boot";
+
+/// Reads the stored containers and takes over what runs of them.
+pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors: Vec<Survivor>) {
+    let reading = store.clone();
+    match blocking(move || read_all(&reading)).await {
+        Ok(records) => {
+            for record in records {
+                engine.containers.restore(record);
+            }
+        }
+        Err(error) => eprintln!("containers: cannot read them: {error}"),
+    }
+    for survivor in survivors {
+        adopt(&engine, &store, survivor);
+    }
+    engine.containers.set_loaded();
+    for container in engine.containers.all() {
+        if container.process().is_none() {
+            run::revive(&engine, &container, &store).await;
+        }
+    }
+}
+
+/// One that cannot be understood is told of and left where it is.
+fn read_all(store: &Store) -> Result<Vec<Record>, store::Error> {
+    let states = states(store)?;
+    let mut records = Vec::new();
+    for name in states.list()? {
+        match states.read(&name) {
+            Ok(record) => records.push(record),
+            Err(error) => eprintln!("containers: {error}"),
+        }
+    }
+    Ok(records)
+}
+
+fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, survivor: Survivor) {
+    let Survivor { process, stdio, .. } = survivor;
+    let container = engine
+        .containers
+        .find(&process.key)
+        .ok()
+        .filter(|found| found.id == process.key);
+    match (container, stdio) {
+        (Some(container), Some(stdio)) => {
+            if let Err(error) = run::adopt(engine, &container, store, process, stdio) {
+                eprintln!("container {}: cannot take it over: {error}", container.id);
+            }
+        }
+        // A process that was added to a zone: its client has gone with the predecessor.
+        (None, stdio) if process.key.contains('.') => {
+            tokio::spawn(drain(engine.clone(), process, stdio));
+        }
+        // A zone that nothing is known of, or nothing can be heard of, is of no use to anybody.
+        (_, stdio) => {
+            let _ = process.signal(run::libc_signal::KILL);
+            tokio::spawn(drain(engine.clone(), process, stdio));
+        }
+    }
+}
+
+/// Reads what it says, so that it does not wait, until it ends.
+async fn drain(engine: Arc<Engine>, process: Process, stdio: Option<Stdio>) {
+    let streams = Streams::default();
+    let pumping = async {
+        if let Some(Ok(ends)) = stdio.map(|stdio| streams.open(stdio, &engine.zones, &process.key)) {
+            streams.pump(ends, None).await;
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = engine.zones.exited(&process.key) => {}
+        () = pumping => {}
+    }
+    let forgotten = if process.key.contains('.') {
+        engine.zones.acknowledge(&process.key).await
+    } else {
+        engine.zones.acknowledge_zone(&process.key).await
+    };
+    if let Err(error) = forgotten {
+        eprintln!("process {}: cannot clean up after it: {error}", process.key);
+    }
+}
+
+pub(crate) async fn stop_all(engine: &Arc<Engine>, limit: Duration) {
+    let running: Vec<Arc<Container>> = engine
+        .containers
+        .all()
+        .into_iter()
+        .filter(|container| container.process().is_some())
+        .collect();
+    let stopping: Vec<_> = running
+        .into_iter()
+        .map(|container| {
+            let engine = engine.clone();
+            tokio::spawn(async move {
+                let stopped = container.lock().stopped;
+                let ended = run::stop(&engine, &container, None, Some(limit)).await;
+                // The machine's end is no wish that it stay down.
+                container.lock().stopped = stopped;
+                if let Ok(store) = engine.store().await {
+                    let _turn = container.turn.lock().await;
+                    let owned = container.clone();
+                    let _ = blocking(move || owned.save(&store)).await;
+                }
+                if let Err(error) = ended {
+                    eprintln!("container {}: cannot stop it: {error}", container.id);
+                }
+            })
+        })
+        .collect();
+    for task in stopping {
+        let _ = task.await;
+    }
+}
+
+/// Makes and starts a zone that the recipe names.
+pub(crate) async fn start_boot_zone(engine: &Arc<Engine>, zone: &BootZone) -> Result<()> {
+    let request = serde_json::to_string(zone).unwrap_or_default();
+    let existing = engine.containers().await?.find(&zone.name).ok();
+    let image = engine.store().await?.resolve(&zone.image)?.id.to_string();
+    let container = match existing {
+        Some(container) => {
+            let record = container.record();
+            if record.name == zone.name
+                && record.config.labels.get(BOOT_LABEL) == Some(&request)
+                && record.image == image
+            {
+                container
+            } else if record.name == zone.name && record.config.labels.contains_key(BOOT_LABEL) {
+                // The recipe has changed: what it made before goes.
+                run::remove(engine, &container, true).await?;
+                make(engine, zone, &request).await?
+            } else {
+                // Somebody else's; the name decides, and says so.
+                make(engine, zone, &request).await?
+            }
+        }
+        None => make(engine, zone, &request).await?,
+    };
+    run::start(engine, &container).await.map(drop)
+}
+
+async fn make(engine: &Arc<Engine>, zone: &BootZone, request: &str) -> Result<Arc<Container>> {
+    let mut bindings: BTreeMap<String, Vec<serde_json::Value>> = BTreeMap::new();
+    for port in &zone.ports {
+        let protocol = match port.protocol {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        };
+        let binding = json!({"HostPort": port.host.to_string()});
+        bindings
+            .entry(format!("{}/{protocol}", port.zone))
+            .or_default()
+            .push(binding);
+    }
+    let env: Vec<String> = zone
+        .env
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let command = Some(&zone.command).filter(|command| !command.is_empty());
+    let body = json!({
+        "Image": zone.image, "Cmd": command, "Env": env, "Labels": {BOOT_LABEL: request},
+        "HostConfig": {
+            "PortBindings": bindings, "Memory": zone.memory.unwrap_or(0), "NanoCpus": zone.nano_cpus.unwrap_or(0),
+            "PidsLimit": zone.pids, "RestartPolicy": {"Name": "always"},
+        },
+    });
+    create::make(engine, &zone.name, config::parse(body)?).await
+}

@@ -1,0 +1,471 @@
+//! What a client asks for with `POST /containers/create`, and what of it can be done.
+//!
+//! A field that is set to something that Monobloc does not do is refused by its name: a container that
+//! silently lacks what was asked for is worse than none. A field at its zero value counts as not set.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::http::{ApiError, Result};
+
+/// Null means the default, as in Go.
+fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    from: D,
+) -> std::result::Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+/// A list, or a string that stands for a list of one.
+fn words<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Words {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(Option::<Words>::deserialize(from)?.map(|words| match words {
+        Words::One(word) => vec![word],
+        Words::Many(words) => words,
+    }))
+}
+
+/// Docker's `Config`: what runs.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Config {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) hostname: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) domainname: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) user: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) attach_stdin: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) attach_stdout: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) attach_stderr: bool,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) exposed_ports: BTreeMap<String, Value>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) tty: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) open_stdin: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) stdin_once: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) env: Vec<String>,
+    #[serde(deserialize_with = "words")]
+    pub(crate) cmd: Option<Vec<String>>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) image: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) working_dir: String,
+    #[serde(deserialize_with = "words")]
+    pub(crate) entrypoint: Option<Vec<String>>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_signal: Option<String>,
+    /// Seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stop_timeout: Option<i64>,
+}
+
+/// Docker's `HostConfig`, as far as it is done; what else was sent stays in `rest` for `inspect`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct HostConfig {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) memory: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) memory_swap: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) nano_cpus: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) cpu_period: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) cpu_quota: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) cpu_shares: i64,
+    pub(crate) pids_limit: Option<i64>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ulimits: Vec<Ulimit>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) network_mode: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) port_bindings: BTreeMap<String, Option<Vec<PortBinding>>>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) publish_all_ports: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) restart_policy: RestartPolicy,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) auto_remove: bool,
+    pub(crate) cap_add: Option<Vec<String>>,
+    pub(crate) cap_drop: Option<Vec<String>>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) dns: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) dns_options: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) dns_search: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) extra_hosts: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) group_add: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) readonly_rootfs: bool,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) security_opt: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) shm_size: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) sysctls: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) tmpfs: BTreeMap<String, String>,
+    /// Rows and columns.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) console_size: Vec<u16>,
+    #[serde(flatten)]
+    pub(crate) rest: Map<String, Value>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Ulimit {
+    pub(crate) name: String,
+    pub(crate) soft: i64,
+    pub(crate) hard: i64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct PortBinding {
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) host_ip: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) host_port: String,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct RestartPolicy {
+    /// Empty and `no` are the same.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) name: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) maximum_retry_count: i64,
+}
+
+/// `Config`'s fields that are known; of the others, those that may be set nevertheless.
+const CONFIG: &[&str] = &[
+    "Hostname",
+    "Domainname",
+    "User",
+    "AttachStdin",
+    "AttachStdout",
+    "AttachStderr",
+    "ExposedPorts",
+    "Tty",
+    "OpenStdin",
+    "StdinOnce",
+    "Env",
+    "Cmd",
+    "Image",
+    "WorkingDir",
+    "Entrypoint",
+    "Labels",
+    "StopSignal",
+    "StopTimeout",
+    "HostConfig",
+    "NetworkingConfig",
+    // Says how Windows reads the command line.
+    "ArgsEscaped",
+    // The shell of a Dockerfile, and its later steps: nothing to run here.
+    "Shell",
+    "OnBuild",
+];
+
+/// `HostConfig`'s fields that may be set and mean nothing here, or what is the case anyway.
+const HOST_HARMLESS: &[&str] = &[
+    "ContainerIDFile",
+    "Annotations",
+    "Isolation",
+    "VolumeDriver",
+    "CpuCount",
+    "CpuPercent",
+];
+
+/// `HostConfig`'s fields with those values of theirs that ask for what is the case anyway.
+const HOST_DEFAULTS: &[(&str, &[&str])] = &[
+    ("CgroupnsMode", &["private"]),
+    ("IpcMode", &["private", "shareable"]),
+    ("UsernsMode", &["private"]),
+    ("Runtime", &["monobloc", "runc"]),
+    ("MemorySwappiness", &["-1"]),
+    ("BlkioWeight", &["0"]),
+];
+
+/// Whether Go would take the value for one that is not set.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(on) => !on,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
+fn refuse(field: &str, why: &str) -> ApiError {
+    ApiError::not_implemented(format!("Monobloc does not do {field} yet{why}; leave it out."))
+}
+
+fn check_unknown(body: &Map<String, Value>) -> Result<()> {
+    for (field, value) in body {
+        let test_none = field == "Healthcheck" && value.get("Test").is_none_or(is_zero);
+        if !CONFIG.contains(&field.as_str()) && !is_zero(value) && !test_none {
+            return Err(refuse(field, ""));
+        }
+    }
+    for (field, value) in body
+        .get("NetworkingConfig")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
+        let endpoints = value.as_object().into_iter().flatten();
+        for (network, settings) in endpoints {
+            let known = matches!(network.as_str(), "bridge" | "default" | "none");
+            let set = settings
+                .as_object()
+                .into_iter()
+                .flatten()
+                .find(|(_, value)| !is_zero(value));
+            if field != "EndpointsConfig" || !known {
+                return Err(refuse(&format!("NetworkingConfig.{field}.{network}"), ""));
+            }
+            if let Some((key, _)) = set {
+                return Err(refuse(&format!("NetworkingConfig.{field}.{network}.{key}"), ""));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
+    for (field, value) in rest {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let fine = is_zero(value)
+            || HOST_HARMLESS.contains(&field.as_str())
+            || HOST_DEFAULTS
+                .iter()
+                .any(|(known, values)| known == field && values.contains(&text.as_str()));
+        if fine {
+            continue;
+        }
+        match field.as_str() {
+            "LogConfig" => check_log(value)?,
+            // What is masked anyway may be asked for; less may not.
+            "MaskedPaths" | "ReadonlyPaths" => return Err(refuse(&format!("HostConfig.{field}"), "")),
+            _ => {
+                return Err(refuse(
+                    &format!("HostConfig.{field}"),
+                    &format!(" (it is {text})"),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn check_log(value: &Value) -> Result<()> {
+    let kind = value.get("Type").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(kind, "" | "json-file") {
+        return Err(refuse(
+            "HostConfig.LogConfig.Type",
+            &format!(" ({kind}; json-file is what there is)"),
+        ));
+    }
+    match value.get("Config") {
+        Some(options) if !is_zero(options) => Err(refuse("HostConfig.LogConfig.Config", "")),
+        _ => Ok(()),
+    }
+}
+
+/// The parts of a create request.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    pub(crate) config: Config,
+    pub(crate) host: HostConfig,
+}
+
+/// Reads and checks a create request's body.
+pub(crate) fn parse(body: Value) -> Result<Wanted> {
+    let Value::Object(mut body) = body else {
+        return Err(ApiError::bad_request("The request's body is no JSON object."));
+    };
+    check_unknown(&body)?;
+    let host = body.remove("HostConfig").unwrap_or(Value::Null);
+    let wrong = |error: serde_json::Error| {
+        ApiError::bad_request(format!("The container's configuration is wrong: {error}."))
+    };
+    let config: Config = serde_json::from_value(Value::Object(body)).map_err(wrong)?;
+    let host: HostConfig = match host {
+        Value::Null => HostConfig::default(),
+        host => serde_json::from_value(host).map_err(wrong)?,
+    };
+    check_host_rest(&host.rest)?;
+    check_host(&host)?;
+    if config.image.is_empty() {
+        return Err(ApiError::bad_request("No image is named (Image)."));
+    }
+    if let Some(bad) = config
+        .env
+        .iter()
+        .find(|entry| entry.is_empty() || entry.starts_with('='))
+    {
+        return Err(ApiError::bad_request(format!(
+            "invalid environment variable: {bad:?}"
+        )));
+    }
+    if !config.working_dir.is_empty() && !config.working_dir.starts_with('/') {
+        return Err(ApiError::bad_request(format!(
+            "the working directory '{}' is invalid, it needs to be an absolute path",
+            config.working_dir
+        )));
+    }
+    Ok(Wanted { config, host })
+}
+
+fn check_host(host: &HostConfig) -> Result<()> {
+    match host.network_mode.as_str() {
+        "" | "default" | "bridge" | "none" => {}
+        other => {
+            return Err(refuse(
+                "HostConfig.NetworkMode",
+                &format!(" (it is {other}; bridge and none are what there is)"),
+            ));
+        }
+    }
+    match host.restart_policy.name.as_str() {
+        "" | "no" | "always" | "unless-stopped" | "on-failure" => {}
+        other => {
+            return Err(ApiError::bad_request(format!(
+                "invalid restart policy: unknown policy '{other}'"
+            )));
+        }
+    }
+    if host.auto_remove && host.restart_policy.restarts() {
+        return Err(ApiError::bad_request(
+            "can't create 'AutoRemove' container with restart policy",
+        ));
+    }
+    if host.memory != 0 && host.memory < 6 << 20 {
+        return Err(ApiError::bad_request("Minimum memory limit allowed is 6MB"));
+    }
+    if host.memory_swap > 0 && (host.memory == 0 || host.memory_swap < host.memory) {
+        return Err(ApiError::bad_request(
+            "HostConfig.MemorySwap is memory and swap together: set Memory too, and no larger than it",
+        ));
+    }
+    if host.nano_cpus < 0
+        || host.cpu_quota < 0
+        || host.cpu_period < 0
+        || host.cpu_shares < 0
+        || host.shm_size < 0
+    {
+        return Err(ApiError::bad_request("A limit of HostConfig is negative"));
+    }
+    if host.nano_cpus > 0 && (host.cpu_quota > 0 || host.cpu_period > 0) {
+        return Err(ApiError::bad_request(
+            "Conflicting options: Nano CPUs and CPU Period cannot both be set",
+        ));
+    }
+    for path in host.tmpfs.keys().filter(|path| !path.starts_with('/')) {
+        return Err(ApiError::bad_request(format!(
+            "HostConfig.Tmpfs: {path:?} is no absolute path"
+        )));
+    }
+    Ok(())
+}
+
+impl RestartPolicy {
+    pub(crate) fn restarts(&self) -> bool {
+        !matches!(self.name.as_str(), "" | "no")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_the_docker_client_sends_by_default_is_taken() {
+        let body = json!({
+            "Hostname": "", "Domainname": "", "User": "", "AttachStdin": false, "AttachStdout": true,
+            "AttachStderr": true, "Tty": false, "OpenStdin": false, "StdinOnce": false, "Env": null,
+            "Cmd": ["true"], "Image": "busybox", "Volumes": {}, "WorkingDir": "", "Entrypoint": null,
+            "OnBuild": null, "Labels": {},
+            "HostConfig": {
+                "Binds": null, "ContainerIDFile": "", "LogConfig": {"Type": "", "Config": {}},
+                "NetworkMode": "default", "PortBindings": {}, "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+                "AutoRemove": true, "VolumeDriver": "", "VolumesFrom": null, "ConsoleSize": [24, 80],
+                "CapAdd": null, "CapDrop": null, "CgroupnsMode": "", "Dns": [], "DnsOptions": [], "DnsSearch": [],
+                "ExtraHosts": null, "GroupAdd": null, "IpcMode": "", "Cgroup": "", "Links": null,
+                "OomScoreAdj": 0, "PidMode": "", "Privileged": false, "PublishAllPorts": false,
+                "ReadonlyRootfs": false, "SecurityOpt": null, "UTSMode": "", "UsernsMode": "", "ShmSize": 0,
+                "Isolation": "", "CpuShares": 0, "Memory": 0, "NanoCpus": 0, "CgroupParent": "",
+                "BlkioWeight": 0, "BlkioWeightDevice": [], "Devices": [], "MemorySwap": 0,
+                "MemorySwappiness": -1, "OomKillDisable": false, "PidsLimit": 0, "Ulimits": null,
+                "MaskedPaths": null, "ReadonlyPaths": null
+            },
+            "NetworkingConfig": {"EndpointsConfig": {"default": {"IPAMConfig": {}, "Links": null, "Aliases": null}}}
+        });
+        let wanted = parse(body).unwrap();
+        assert!(wanted.host.auto_remove);
+        assert_eq!(wanted.config.cmd, Some(vec!["true".to_owned()]));
+    }
+
+    #[test]
+    fn a_field_that_is_not_done_is_refused_by_its_name() {
+        for (host, field) in [
+            (json!({"Privileged": true}), "HostConfig.Privileged"),
+            (json!({"Binds": ["/a:/b"]}), "HostConfig.Binds"),
+            (json!({"NetworkMode": "host"}), "HostConfig.NetworkMode"),
+            (json!({"PidMode": "host"}), "HostConfig.PidMode"),
+            (json!({"SomethingNew": 7}), "HostConfig.SomethingNew"),
+            (
+                json!({"LogConfig": {"Type": "syslog"}}),
+                "HostConfig.LogConfig.Type",
+            ),
+            (json!({"Init": true}), "HostConfig.Init"),
+        ] {
+            let error = parse(json!({"Image": "x", "HostConfig": host})).unwrap_err();
+            assert_eq!(error.status, hyper::StatusCode::NOT_IMPLEMENTED, "{field}");
+            assert!(error.message.contains(field), "{}", error.message);
+        }
+        let error = parse(json!({"Image": "x", "Volumes": {"/data": {}}})).unwrap_err();
+        assert!(error.message.contains("Volumes"), "{}", error.message);
+    }
+
+    #[test]
+    fn wrong_values_are_the_clients_fault() {
+        for host in [
+            json!({"Memory": 100}),
+            json!({"RestartPolicy": {"Name": "sometimes"}}),
+            json!({"AutoRemove": true, "RestartPolicy": {"Name": "always"}}),
+            json!({"NanoCpus": -1}),
+        ] {
+            let error = parse(json!({"Image": "x", "HostConfig": host})).unwrap_err();
+            assert_eq!(error.status, hyper::StatusCode::BAD_REQUEST, "{}", error.message);
+        }
+        assert!(parse(json!({"Image": ""})).is_err());
+        assert!(parse(json!([])).is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! A container: what is stored of it, and what of it lives in this process.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use store::{StateDir, Store};
+use tokio::sync::watch;
+use zones::log::Progress;
+use zones::{IDS_PER_ZONE, IdMap, Process};
+
+use super::config::{Config, HostConfig};
+use crate::http::{ApiError, Result};
+use crate::streams::Streams;
+
+/// Kind of the stored objects, see [`Store::objects`].
+const KIND: &str = "containers";
+/// Docker's time of what has not happened.
+pub(crate) const NEVER: &str = "0001-01-01T00:00:00Z";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Status {
+    Created,
+    Running,
+    /// Between an end and the next start that the restart policy asks for.
+    Restarting,
+    Exited,
+}
+
+impl Status {
+    pub(crate) fn text(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+        }
+    }
+}
+
+/// What is stored of a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) id: String,
+    /// Without a slash.
+    pub(crate) name: String,
+    /// RFC 3339, as all times here.
+    pub(crate) created: String,
+    /// `sha256:…`
+    pub(crate) image: String,
+    /// With the image's own settings merged in.
+    pub(crate) config: Config,
+    pub(crate) host: HostConfig,
+    /// First id on the host of the zone's own.
+    pub(crate) first_id: u32,
+    pub(crate) status: Status,
+    pub(crate) started: String,
+    pub(crate) finished: String,
+    pub(crate) exit_code: i32,
+    pub(crate) oom_killed: bool,
+    /// Why the last start failed.
+    pub(crate) error: String,
+    pub(crate) restarts: u32,
+    /// Somebody asked it to stop: `unless-stopped` leaves it so.
+    pub(crate) stopped: bool,
+}
+
+impl Record {
+    pub(crate) fn ids(&self) -> IdMap {
+        IdMap {
+            host: self.first_id,
+            count: IDS_PER_ZONE,
+        }
+    }
+
+    /// The program and its arguments.
+    pub(crate) fn command(&self) -> Vec<String> {
+        let parts = [&self.config.entrypoint, &self.config.cmd];
+        parts.into_iter().flatten().flatten().cloned().collect()
+    }
+
+    pub(crate) fn attributes(&self) -> BTreeMap<String, String> {
+        let mut attributes = self.config.labels.clone();
+        attributes.insert("image".to_owned(), self.config.image.clone());
+        attributes.insert("name".to_owned(), self.name.clone());
+        attributes
+    }
+
+    pub(crate) fn has_network(&self) -> bool {
+        self.host.network_mode != "none"
+    }
+}
+
+/// What a client may wait for.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Life {
+    pub(crate) running: bool,
+    /// Counts the ends.
+    pub(crate) exits: u64,
+    pub(crate) code: i32,
+    pub(crate) removed: bool,
+}
+
+pub(crate) struct Container {
+    pub(crate) id: String,
+    record: Mutex<Record>,
+    /// Held by whoever starts it, buries it or removes it.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+    process: Mutex<Option<Arc<Process>>>,
+    pub(crate) streams: Streams,
+    pub(crate) log: watch::Sender<Progress>,
+    pub(crate) life: watch::Sender<Life>,
+    user_namespace: Mutex<Option<Arc<OwnedFd>>>,
+}
+
+impl Container {
+    pub(crate) fn new(record: Record) -> Arc<Self> {
+        let ended = Progress {
+            ended: true,
+            ..Progress::default()
+        };
+        let life = Life {
+            code: record.exit_code,
+            ..Life::default()
+        };
+        Arc::new(Self {
+            id: record.id.clone(),
+            record: Mutex::new(record),
+            turn: tokio::sync::Mutex::default(),
+            process: Mutex::default(),
+            streams: Streams::default(),
+            log: watch::channel(ended).0,
+            life: watch::channel(life).0,
+            user_namespace: Mutex::default(),
+        })
+    }
+
+    /// A copy of what is stored.
+    pub(crate) fn record(&self) -> Record {
+        self.lock().clone()
+    }
+
+    /// Held for a moment only, never while waiting.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn process(&self) -> Option<Arc<Process>> {
+        self.process
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The process, or 409.
+    pub(crate) fn running(&self) -> Result<Arc<Process>> {
+        self.process()
+            .ok_or_else(|| ApiError::conflict(format!("container {} is not running", self.id)))
+    }
+
+    pub(crate) fn set_process(&self, process: Option<Arc<Process>>) {
+        *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
+    }
+
+    /// The user namespace that maps the root's ids; made at the first asking. Blocks.
+    pub(crate) fn user_namespace(&self) -> std::io::Result<Arc<OwnedFd>> {
+        let ids = self.lock().ids();
+        let mut kept = self.user_namespace.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(namespace) = &*kept {
+            return Ok(namespace.clone());
+        }
+        let namespace = Arc::new(zones::user_namespace(ids)?);
+        *kept = Some(namespace.clone());
+        Ok(namespace)
+    }
+
+    /// Writes the record as it is now. Blocks.
+    pub(crate) fn save(&self, store: &Store) -> Result<(), store::Error> {
+        save(store, &self.record())
+    }
+}
+
+pub(crate) fn save(store: &Store, record: &Record) -> Result<(), store::Error> {
+    states(store)?.write(&record.id, record)
+}
+
+pub(crate) fn states(store: &Store) -> Result<StateDir, store::Error> {
+    store.objects(KIND)
+}
+
+/// Where what the container says is kept.
+pub(crate) fn log_path(store: &Store, id: &str) -> Result<PathBuf, store::Error> {
+    Ok(store.directory("logs")?.join(format!("{id}.log")))
+}

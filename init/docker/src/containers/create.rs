@@ -1,0 +1,146 @@
+//! Making a container.
+
+use std::sync::Arc;
+
+use hyper::StatusCode;
+use serde_json::{Value, json};
+use store::{Image, Store};
+
+use super::config::{self, Config, Wanted};
+use super::container::{Container, NEVER, Record, Status};
+use super::registry::new_id;
+use super::{names, spec};
+use crate::engine::Engine;
+use crate::http::{ApiError, Request, Response, Result, blocking, json};
+
+pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
+    let body: Value = req.json().await?;
+    let name = req.query.get("name").unwrap_or_default().to_owned();
+    if let Some(platform) = req.query.get("platform") {
+        check_platform(platform)?;
+    }
+    let wanted = config::parse(body)?;
+    let container = make(engine, &name, wanted).await?;
+    json(StatusCode::CREATED, &json!({"Id": container.id, "Warnings": []}))
+}
+
+fn check_platform(platform: &str) -> Result<()> {
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    match platform.split('/').collect::<Vec<_>>().as_slice() {
+        ["linux"] | [""] => Ok(()),
+        ["linux", wanted, ..] if *wanted == architecture => Ok(()),
+        _ => Err(ApiError::bad_request(format!(
+            "Platform {platform} is not what this machine is (linux/{architecture})."
+        ))),
+    }
+}
+
+/// Makes a container; an empty name has one made up.
+pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Result<Arc<Container>> {
+    let name = name.strip_prefix('/').unwrap_or(name);
+    if !name.is_empty() && !names::is_valid(name) {
+        return Err(ApiError::bad_request(format!(
+            "Invalid container name ({name}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+        )));
+    }
+    let store = engine.store().await?;
+    let image = store.resolve(&wanted.config.image)?;
+    let Wanted { config, host } = wanted;
+    let wanted = Wanted {
+        config: merge(config, &image),
+        host,
+    };
+    spec::check(&wanted)?;
+    let record = Record {
+        id: new_id()?,
+        name: name.to_owned(),
+        created: zones::log::now(),
+        image: image.id.to_string(),
+        config: wanted.config,
+        host: wanted.host,
+        first_id: 0,
+        status: Status::Created,
+        started: NEVER.to_owned(),
+        finished: NEVER.to_owned(),
+        exit_code: 0,
+        oom_killed: false,
+        error: String::new(),
+        restarts: 0,
+        stopped: false,
+    };
+    if record.command().iter().all(String::is_empty) {
+        return Err(ApiError::bad_request("no command specified"));
+    }
+    let container = engine.containers().await?.add(record)?;
+    // Nobody starts it before it is all there.
+    let turn = container.turn.lock().await;
+    let placed = {
+        let container = container.clone();
+        blocking(move || place(&store, &container, &image)).await
+    };
+    if let Err(error) = placed {
+        engine.containers.remove(&container.id);
+        return Err(error);
+    }
+    drop(turn);
+    engine.tell("container", "create", &container);
+    // The first start needs it; made now, it is there by then.
+    let warm = container.clone();
+    drop(tokio::task::spawn_blocking(move || warm.user_namespace()));
+    Ok(container)
+}
+
+fn place(store: &Store, container: &Container, image: &Image) -> Result<(), store::Error> {
+    store.create_root(&container.id, &image.id)?;
+    container.save(store).inspect_err(|_| {
+        // What is left of it is collected with the store's next opening.
+        let _ = store.remove_root(&container.id);
+    })
+}
+
+/// What the image says goes below what was asked for.
+fn merge(mut config: Config, image: &Image) -> Config {
+    let own = &image.config.config;
+    let mut env = own.env.clone();
+    spec::merge_env(&mut env, &config.env);
+    if !env.iter().any(|entry| entry.starts_with("PATH=")) {
+        env.push(spec::DEFAULT_PATH.to_owned());
+    }
+    config.env = env;
+    // An entrypoint that is asked for leaves the image's arguments out; `--entrypoint ""` asks for none.
+    if config.entrypoint.is_none() {
+        config.entrypoint.clone_from(&own.entrypoint);
+        if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+            config.cmd.clone_from(&own.cmd);
+        }
+    } else if config.entrypoint.as_deref() == Some(&[String::new()]) {
+        config.entrypoint = None;
+        if config.cmd.as_ref().is_none_or(Vec::is_empty) {
+            config.cmd.clone_from(&own.cmd);
+        }
+    }
+    let take = |mine: &mut String, theirs: &String| {
+        if mine.is_empty() {
+            mine.clone_from(theirs);
+        }
+    };
+    take(&mut config.user, &own.user);
+    take(&mut config.working_dir, &own.working_dir);
+    for (key, value) in &own.labels {
+        config.labels.entry(key.clone()).or_insert_with(|| value.clone());
+    }
+    for (key, value) in &own.exposed_ports {
+        config
+            .exposed_ports
+            .entry(key.clone())
+            .or_insert_with(|| value.clone());
+    }
+    if config.stop_signal.is_none() {
+        config.stop_signal.clone_from(&own.stop_signal);
+    }
+    config
+}

@@ -1,0 +1,230 @@
+//! `GET /containers/json`.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::container::{Container, Record, Status};
+use super::show::{endpoint_settings, protocol};
+use crate::engine::Engine;
+use crate::http::{ApiError, Request, Response, Result, ok};
+use crate::query::Filters;
+
+const FILTERS: &[&str] = &[
+    "ancestor", "before", "exited", "id", "label", "name", "network", "since", "status",
+];
+
+pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
+    let filters = req.query.filters()?;
+    filters.only(&FILTERS)?;
+    if req.query.flag("size") {
+        return Err(ApiError::not_implemented(
+            "Monobloc does not tell containers' sizes yet; leave the parameter size out.",
+        ));
+    }
+    let limit = req
+        .query
+        .number::<i64>("limit")?
+        .and_then(|limit| usize::try_from(limit).ok())
+        .filter(|limit| *limit > 0);
+    let everything = req.query.flag("all")
+        || limit.is_some()
+        || !filters.get("status").is_empty()
+        || !filters.get("exited").is_empty();
+    let containers = engine.containers().await?;
+    let bound = |key: &str| -> Result<Option<String>> {
+        let created = filters
+            .get(key)
+            .first()
+            .map(|name| containers.find(name).map(|found| found.record().created));
+        created.transpose()
+    };
+    let (before, since) = (bound("before")?, bound("since")?);
+    let mut records: Vec<(Arc<Container>, Record)> = containers
+        .all()
+        .into_iter()
+        .map(|container| (container.clone(), container.record()))
+        .collect();
+    // Times have one form, so that their text sorts as they do.
+    records.sort_by(|(_, a), (_, b)| b.created.cmp(&a.created));
+    let ancestors = ancestors(engine, &filters).await?;
+    let mut shown = Vec::new();
+    for (_, record) in &records {
+        let in_time = before.as_ref().is_none_or(|before| record.created < *before)
+            && since.as_ref().is_none_or(|since| record.created > *since);
+        let running = matches!(record.status, Status::Running | Status::Restarting);
+        let of_image = filters.get("ancestor").is_empty() || ancestors.contains(&record.image);
+        if (everything || running) && in_time && of_image && matches(record, &filters)? {
+            shown.push(summary(engine, record));
+        }
+        if limit.is_some_and(|limit| shown.len() >= limit) {
+            break;
+        }
+    }
+    ok(&shown)
+}
+
+/// Ids of the images that the filter means.
+async fn ancestors(engine: &Arc<Engine>, filters: &Filters) -> Result<Vec<String>> {
+    let store = engine.store().await?;
+    let ids = filters.get("ancestor").iter();
+    Ok(ids
+        .filter_map(|name| store.resolve(name).ok())
+        .map(|image| image.id.to_string())
+        .collect())
+}
+
+fn matches(record: &Record, filters: &Filters) -> Result<bool> {
+    const STATUSES: &[&str] = &[
+        "created",
+        "restarting",
+        "running",
+        "removing",
+        "paused",
+        "exited",
+        "dead",
+    ];
+    if let Some(bad) = filters
+        .get("status")
+        .iter()
+        .find(|status| !STATUSES.contains(&status.as_str()))
+    {
+        return Err(ApiError::bad_request(format!("invalid filter 'status={bad}'")));
+    }
+    for code in filters.get("exited") {
+        let _: i32 = code
+            .parse()
+            .map_err(|_| ApiError::bad_request(format!("invalid filter 'exited={code}'")))?;
+    }
+    // Docker takes regular expressions; the parts that clients send are a text and its two anchors.
+    let named = |wanted: &str| {
+        let (start, text) = wanted
+            .strip_prefix('^')
+            .map_or((false, wanted), |rest| (true, rest));
+        let (end, text) = text.strip_suffix('$').map_or((false, text), |rest| (true, rest));
+        let text = text.strip_prefix('/').unwrap_or(text);
+        match (start, end) {
+            (true, true) => record.name == text,
+            (true, false) => record.name.starts_with(text),
+            (false, true) => record.name.ends_with(text),
+            (false, false) => record.name.contains(text),
+        }
+    };
+    let network = if record.has_network() { "bridge" } else { "none" };
+    Ok(filters.matches("id", |id| record.id.starts_with(id))
+        && filters.matches("name", named)
+        && filters.matches("status", |status| record.status.text() == status)
+        && filters.matches("exited", |code| {
+            record.status == Status::Exited && record.exit_code.to_string() == code
+        })
+        && filters.matches("network", |wanted| wanted == network)
+        && filters.labels(|key| record.config.labels.get(key).map(String::as_str)))
+}
+
+fn summary(engine: &Engine, record: &Record) -> Value {
+    let network = engine.network_now();
+    let endpoint = network.as_ref().and_then(|network| network.endpoint(&record.id));
+    let bound = network
+        .map(|network| network.published(&record.id))
+        .unwrap_or_default();
+    let mut ports: Vec<Value> = bound
+        .iter()
+        .map(|port| {
+            json!({"IP": port.host_ip.to_string(), "PrivatePort": port.zone_port,
+                "PublicPort": port.host_port, "Type": protocol(port)})
+        })
+        .collect();
+    if record.status == Status::Running {
+        for key in record.config.exposed_ports.keys() {
+            let (number, kind) = key.split_once('/').unwrap_or((key, "tcp"));
+            let number: u16 = number.parse().unwrap_or(0);
+            if !bound
+                .iter()
+                .any(|port| port.zone_port == number && protocol(port) == kind)
+            {
+                ports.push(json!({"PrivatePort": number, "Type": kind}));
+            }
+        }
+    }
+    let name = if record.has_network() { "bridge" } else { "none" };
+    json!({
+        "Id": record.id, "Names": [format!("/{}", record.name)],
+        "Image": record.config.image, "ImageID": record.image,
+        "Command": record.command().join(" "),
+        "Created": parse(&record.created).unix_timestamp(),
+        "Ports": ports, "Labels": record.config.labels,
+        "State": record.status.text(), "Status": status(record, OffsetDateTime::now_utc()),
+        "HostConfig": {"NetworkMode": name},
+        "NetworkSettings": {"Networks": {name: endpoint_settings(name, endpoint.as_ref())}},
+        "Mounts": [],
+    })
+}
+
+fn parse(time: &str) -> OffsetDateTime {
+    OffsetDateTime::parse(time, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH)
+}
+
+/// `Up 3 minutes`, `Exited (0) 2 hours ago`.
+fn status(record: &Record, now: OffsetDateTime) -> String {
+    match record.status {
+        Status::Created => "Created".to_owned(),
+        Status::Running => format!("Up {}", duration(now - parse(&record.started))),
+        Status::Restarting => {
+            format!(
+                "Restarting ({}) {} ago",
+                record.exit_code,
+                duration(now - parse(&record.finished))
+            )
+        }
+        Status::Exited => format!(
+            "Exited ({}) {} ago",
+            record.exit_code,
+            duration(now - parse(&record.finished))
+        ),
+    }
+}
+
+/// A length of time as Docker says it.
+fn duration(length: time::Duration) -> String {
+    match (
+        length.whole_seconds(),
+        length.whole_minutes(),
+        length.whole_hours(),
+    ) {
+        (..1, ..) => "Less than a second".to_owned(),
+        (1, ..) => "1 second".to_owned(),
+        (seconds @ ..60, ..) => format!("{seconds} seconds"),
+        (_, 1, _) => "About a minute".to_owned(),
+        (_, minutes @ ..60, _) => format!("{minutes} minutes"),
+        (.., 1) => "About an hour".to_owned(),
+        (.., hours @ ..48) => format!("{hours} hours"),
+        (.., hours @ ..336) => format!("{} days", hours / 24),
+        (.., hours @ ..1440) => format!("{} weeks", hours / 24 / 7),
+        (.., hours @ ..17520) => format!("{} months", hours / 24 / 30),
+        (.., hours) => format!("{} years", hours / 24 / 365),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lengths_of_time_are_said_as_docker_says_them() {
+        for (seconds, text) in [
+            (0, "Less than a second"),
+            (1, "1 second"),
+            (59, "59 seconds"),
+            (60, "About a minute"),
+            (150, "2 minutes"),
+            (4000, "About an hour"),
+            (3 * 3600, "3 hours"),
+            (3 * 86400, "3 days"),
+            (21 * 86400, "3 weeks"),
+        ] {
+            assert_eq!(duration(time::Duration::seconds(seconds)), text);
+        }
+    }
+}

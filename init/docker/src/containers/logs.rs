@@ -1,0 +1,227 @@
+//! `GET /containers/{id}/logs`.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use zones::log::{Entry, Progress, Reader, Selection};
+
+use super::container::{Container, log_path};
+use crate::engine::Engine;
+use crate::http::{ApiError, ApiVersion, BodySender, Request, Response, Result, blocking, channel};
+use crate::query::Query;
+use crate::streams::frame;
+
+/// From this version on the answer says whether it is frames.
+const TYPED: ApiVersion = ApiVersion(1, 42);
+pub(crate) const RAW: &str = "application/vnd.docker.raw-stream";
+pub(crate) const FRAMES: &str = "application/vnd.docker.multiplexed-stream";
+
+/// The content type of a stream for a client of this version.
+pub(crate) fn content_type(version: ApiVersion, terminal: bool) -> &'static str {
+    if version >= TYPED && !terminal {
+        FRAMES
+    } else {
+        RAW
+    }
+}
+
+pub(crate) async fn logs(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
+    let container = engine.containers().await?.find(&req.name)?;
+    let store = engine.store().await?;
+    let selection = selection(&req.query)?;
+    if !selection.stdout && !selection.stderr {
+        return Err(ApiError::bad_request(
+            "Bad parameters: you must choose at least one stream",
+        ));
+    }
+    let follow = req.query.flag("follow");
+    let form = Form {
+        timestamps: req.query.flag("timestamps"),
+        details: req.query.flag("details").then(|| details(&container)),
+        terminal: container.record().config.tty,
+    };
+    let path = log_path(&store, &container.id)?;
+    // Before the first look into the file: nothing that comes between is missed.
+    let progress = container.log.subscribe();
+    let reader = blocking(move || Reader::open(&path, selection).map_err(unreadable)).await?;
+    let (sender, body) = channel();
+    tokio::spawn(async move {
+        let telling = tell(reader, progress, follow, form, &sender, &container);
+        tokio::select! {
+            // The client goes, or the pool fails: either way the answer ends.
+            _ = telling => {}
+            () = sender.closed() => {}
+        }
+    });
+    let mut response = hyper::Response::new(body);
+    let kind = content_type(req.version, form_terminal(engine, req).await?);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    Ok(response)
+}
+
+async fn form_terminal(engine: &Arc<Engine>, req: &Request) -> Result<bool> {
+    let container = engine.containers().await?.find(&req.name)?;
+    Ok(container.record().config.tty)
+}
+
+fn unreadable(error: std::io::Error) -> ApiError {
+    ApiError::internal(format!("Cannot read the container's log: {error}."))
+}
+
+struct Form {
+    timestamps: bool,
+    /// The container's labels, before each line.
+    details: Option<String>,
+    terminal: bool,
+}
+
+/// Docker gives here what the log driver was told to; of this one it is nothing.
+fn details(_: &Container) -> String {
+    String::new()
+}
+
+impl Form {
+    fn write(&self, entry: &Entry, into: &mut Vec<u8>) {
+        let mut line = Vec::with_capacity(entry.log.len() + 40);
+        if self.timestamps {
+            line.extend_from_slice(entry.time.as_bytes());
+            line.push(b' ');
+        }
+        if let Some(details) = &self.details {
+            line.extend_from_slice(details.as_bytes());
+            line.push(b' ');
+        }
+        line.extend_from_slice(entry.log.as_bytes());
+        if self.terminal {
+            into.append(&mut line);
+        } else {
+            into.extend_from_slice(&frame(entry.stream, &line));
+        }
+    }
+}
+
+async fn tell(
+    mut reader: Reader,
+    mut progress: tokio::sync::watch::Receiver<Progress>,
+    follow: bool,
+    form: Form,
+    sender: &BodySender,
+    container: &Container,
+) -> Result<()> {
+    let mut life = container.life.subscribe();
+    loop {
+        // Taken before reading: what is appended after this is notified again.
+        let ended = progress.borrow_and_update().ended;
+        loop {
+            let (entries, back) = blocking(move || {
+                let mut reader = reader;
+                let entries = reader.next().map_err(unreadable)?;
+                Ok::<_, ApiError>((entries, reader))
+            })
+            .await?;
+            reader = back;
+            if entries.is_empty() {
+                break;
+            }
+            let mut bytes = Vec::new();
+            entries.iter().for_each(|entry| form.write(entry, &mut bytes));
+            let gone = |_| ApiError::internal("The client has gone.");
+            sender.send(Bytes::from(bytes)).await.map_err(gone)?;
+        }
+        // A container that restarts says more, unless it never ran or stays down.
+        if !follow || reader.is_done() || (ended && !life.borrow().running) {
+            return Ok(());
+        }
+        tokio::select! {
+            changed = progress.changed() => changed.map_err(|_| ApiError::internal("The log is gone."))?,
+            changed = life.changed() => changed.map_err(|_| ApiError::internal("The container is gone."))?,
+        }
+    }
+}
+
+/// Everything so far as an attached client gets it.
+pub(crate) async fn so_far(
+    engine: &Arc<Engine>,
+    container: &Container,
+    stdout: bool,
+    stderr: bool,
+) -> Result<Bytes> {
+    let path = log_path(&*engine.store().await?, &container.id)?;
+    let form = Form {
+        timestamps: false,
+        details: None,
+        terminal: container.record().config.tty,
+    };
+    let selection = Selection {
+        stdout,
+        stderr,
+        ..Selection::default()
+    };
+    blocking(move || {
+        let mut reader = Reader::open(&path, selection).map_err(unreadable)?;
+        let mut bytes = Vec::new();
+        loop {
+            let entries = reader.next().map_err(unreadable)?;
+            if entries.is_empty() {
+                return Ok::<_, ApiError>(bytes.into());
+            }
+            entries.iter().for_each(|entry| form.write(entry, &mut bytes));
+        }
+    })
+    .await
+}
+
+fn selection(query: &Query) -> Result<Selection> {
+    let tail = match query.get("tail") {
+        None | Some("all") => None,
+        // Docker takes what is no number, or a negative one, for all.
+        Some(text) => text.parse().ok(),
+    };
+    Ok(Selection {
+        stdout: query.flag("stdout"),
+        stderr: query.flag("stderr"),
+        tail,
+        since: moment(query, "since")?.filter(|at| *at != 0),
+        until: moment(query, "until")?.filter(|at| *at != 0),
+    })
+}
+
+/// A time as `seconds`, `seconds.nanoseconds` or RFC 3339; nanoseconds since the epoch.
+pub(crate) fn moment(query: &Query, key: &str) -> Result<Option<i128>> {
+    let Some(text) = query.get(key) else {
+        return Ok(None);
+    };
+    let wrong = || {
+        ApiError::bad_request(format!(
+            "Parameter {key} is {text:?}, which is no time; give seconds since 1970 or RFC 3339."
+        ))
+    };
+    if let Ok(at) = OffsetDateTime::parse(text, &Rfc3339) {
+        return Ok(Some(at.unix_timestamp_nanos()));
+    }
+    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let seconds: i128 = seconds.parse::<i64>().map_err(|_| wrong())?.into();
+    let digits: String = fraction.chars().chain("000000000".chars()).take(9).collect();
+    let nanoseconds: i128 = digits.parse::<u32>().map_err(|_| wrong())?.into();
+    Ok(Some(seconds * 1_000_000_000 + nanoseconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_in_all_forms_that_docker_sends() {
+        let read = |text: &str| moment(&Query::parse(&format!("since={text}")), "since");
+        assert_eq!(read("12").unwrap(), Some(12_000_000_000));
+        assert_eq!(read("12.5").unwrap(), Some(12_500_000_000));
+        assert_eq!(read("1970-01-01T00:00:01Z").unwrap(), Some(1_000_000_000));
+        assert_eq!(read("").unwrap(), None);
+        assert!(read("yesterday").is_err());
+    }
+}

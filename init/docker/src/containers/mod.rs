@@ -1,0 +1,72 @@
+//! Containers: what the API says of them, on top of zones, roots and the network.
+//!
+//! - [`config`]: what a client asks for, and what is refused
+//! - [`container`], [`registry`]: one, and all of them
+//! - [`spec`]: from the record to what `zones` runs
+//! - [`create`], [`run`]: making, starting, ending, removing
+//! - [`show`], [`logs`], [`attach`], [`control`]: the endpoints
+
+mod attach;
+mod boot;
+mod config;
+mod container;
+mod control;
+mod create;
+mod list;
+pub(crate) mod logs;
+mod names;
+mod registry;
+mod run;
+mod show;
+pub(crate) mod spec;
+
+use std::sync::Arc;
+
+pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
+pub(crate) use container::{Container, Status};
+pub(crate) use registry::{Containers, new_id};
+
+use crate::engine::Engine;
+use crate::http::{ApiError, Request, Response, Result};
+use crate::{exec, routes};
+
+/// Answers everything below `/containers`.
+pub(crate) async fn route(
+    engine: Arc<Engine>,
+    method: &str,
+    rest: &[&str],
+    req: Request,
+) -> Result<Response> {
+    match (method, rest) {
+        ("GET", ["json"]) => list::list(&engine, &req).await,
+        ("POST", ["create"]) => create::create(&engine, req).await,
+        ("POST", ["prune"]) => control::prune(&engine, &req).await,
+        ("GET", [_, "json"]) => show::inspect(&engine, &req).await,
+        ("GET", [_, "logs"]) => logs::logs(&engine, &req).await,
+        ("POST", [_, "start"]) => control::start(&engine, &req).await,
+        ("POST", [_, "stop"]) => control::stop(&engine, &req).await,
+        ("POST", [_, "restart"]) => control::restart(&engine, &req).await,
+        ("POST", [_, "kill"]) => control::kill(&engine, &req).await,
+        ("POST", [_, "wait"]) => control::wait(&engine, &req).await,
+        ("POST", [_, "rename"]) => control::rename(&engine, &req).await,
+        ("POST", [_, "resize"]) => control::resize(&engine, &req).await,
+        ("POST", [_, "attach"]) => attach::attach(&engine, req).await,
+        ("POST", [_, "exec"]) => exec::create(&engine, req).await,
+        ("DELETE", [_]) => control::remove(&engine, &req).await,
+        ("POST", [_, verb @ ("pause" | "unpause")]) => Err(ApiError::not_implemented(format!(
+            "Monobloc does not {verb} containers yet; stop and start it instead."
+        ))),
+        _ => Err(routes::unknown(req.method(), &req.path)),
+    }
+}
+
+/// Rows and columns of a resize request.
+pub(crate) fn size(req: &Request) -> Result<(u16, u16)> {
+    let number = |key| {
+        let value = req.query.number::<u16>(key)?;
+        value.ok_or_else(|| {
+            ApiError::bad_request(format!("Parameter {key} is missing; a resize needs h and w."))
+        })
+    };
+    Ok((number("h")?, number("w")?))
+}

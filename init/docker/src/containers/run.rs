@@ -1,0 +1,560 @@
+//! A container's life: start, end, restart, removal.
+//!
+//! One task per running container ([`bury`]) waits for its end and settles everything: state, network,
+//! restart policy, removal. Nobody else does, so that an end is settled in the same way whether the
+//! process ended by itself, was killed, or ended while no supervisor ran.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use network::Network;
+use store::{Error as StoreError, ImageId, Store};
+use tokio::task::{JoinHandle, spawn_blocking};
+use zones::log::Writer;
+use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
+
+use super::config::Wanted;
+use super::container::{Container, NEVER, Record, Status, log_path, save, states};
+use super::{registry, spec};
+use crate::engine::Engine;
+use crate::http::{ApiError, Result, blocking, with_causes};
+use crate::users::Databases;
+
+/// How long an attached client that does not read may hold up the settling of an end.
+const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// First pause before a restart by policy; doubled at each.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A container that ran for so long is taken for healthy: its pause begins anew.
+const HEALTHY: time::Duration = time::Duration::seconds(10);
+
+/// Starts a container; false if it runs already.
+pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<bool> {
+    let store = engine.store().await?;
+    let _turn = container.turn.lock().await;
+    if container.process().is_some() {
+        return Ok(false);
+    }
+    start_in_turn(engine, container, &store).await.map(|()| true)
+}
+
+async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) -> Result<()> {
+    if container.life.borrow().removed {
+        return Err(ApiError::not_found(format!(
+            "No such container: {}",
+            container.id
+        )));
+    }
+    if engine.ending() {
+        return Err(ApiError::unavailable("The machine is going down."));
+    }
+    let mut record = container.record();
+    record.status = Status::Running;
+    record.started = zones::log::now();
+    record.error.clear();
+    record.stopped = false;
+    match launch(engine, container, store, &record).await {
+        Ok((process, stdio)) => {
+            // A rename may have come meanwhile.
+            record.name = container.lock().name.clone();
+            *container.lock() = record;
+            watch_over(engine, container, store, process, stdio)?;
+            engine.tell("container", "start", container);
+            Ok(())
+        }
+        Err(error) => {
+            let error = explain(error);
+            fail(engine, container, store, &error).await;
+            Err(error.api)
+        }
+    }
+}
+
+struct Failure {
+    api: ApiError,
+    code: i32,
+}
+
+/// A start that failed, with the texts by which docker's command line chooses its exit code.
+fn explain(error: LaunchError) -> Failure {
+    match error {
+        LaunchError::Api(api) => Failure { api, code: 128 },
+        LaunchError::Start(error) => {
+            let code = error.exit_code();
+            let text = format!(
+                "failed to create task for container: failed to create shim task: OCI runtime create failed: unable to start container process: {}",
+                with_causes(&error)
+            );
+            let api = if matches!(error, StartError::Other(_)) {
+                ApiError::internal(text)
+            } else {
+                ApiError::bad_request(text)
+            };
+            Failure { api, code }
+        }
+    }
+}
+
+enum LaunchError {
+    Api(ApiError),
+    Start(StartError),
+}
+
+impl<E: Into<ApiError>> From<E> for LaunchError {
+    fn from(error: E) -> Self {
+        Self::Api(error.into())
+    }
+}
+
+/// Runs the program. The record is written and the network connected while other things are done.
+async fn launch(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    record: &Record,
+) -> Result<(Process, Stdio), LaunchError> {
+    let writing = {
+        let (store, record) = (store.clone(), record.clone());
+        spawn_blocking(move || save(&store, &record))
+    };
+    let network = if record.has_network() {
+        Some(engine.network().await?)
+    } else {
+        None
+    };
+    let (root, zone) = prepare(container, store, record, network.as_deref()).await?;
+    let pending = engine.zones.create(zone, root).await?;
+    connect(engine, &pending, record, network.as_ref()).await?;
+    writing.await??;
+    pending.release().await.map_err(LaunchError::Start)
+}
+
+/// The root's mount and what the zone is; the user is looked up in the image.
+async fn prepare(
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    record: &Record,
+    network: Option<&Network>,
+) -> Result<(OwnedFd, ZoneSpec)> {
+    let gateway = network.map(Network::gateway);
+    let (container, store, record) = (container.clone(), store.clone(), record.clone());
+    blocking(move || {
+        let namespace = container.user_namespace();
+        let namespace = namespace
+            .map_err(|error| ApiError::internal(format!("Cannot make a user namespace: {error}.")))?;
+        let root = mount(&store, &record, namespace.as_fd())?;
+        let user = Databases::read(root.as_fd()).find(&record.config.user, &record.host.group_add)?;
+        let address = gateway.and_then(|gateway| address(gateway, record.first_id));
+        // Without one there are no name servers yet.
+        let resolv_conf = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+        let now = spec::Circumstances {
+            user,
+            address,
+            resolv_conf,
+        };
+        Ok::<_, ApiError>((root, spec::zone(&record, now)?))
+    })
+    .await
+}
+
+/// A root that a power cut has taken is made anew: nothing in it had been flushed.
+fn mount(store: &Store, record: &Record, namespace: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd> {
+    match store.mount_root(&record.id, namespace) {
+        Err(StoreError::NoSuchRoot { .. }) => {
+            let image: ImageId = image_id(store, record)?;
+            store.create_root(&record.id, &image)?;
+            Ok(store.mount_root(&record.id, namespace)?)
+        }
+        mounted => Ok(mounted?),
+    }
+}
+
+fn image_id(store: &Store, record: &Record) -> Result<ImageId> {
+    Ok(store.resolve(&record.image)?.id)
+}
+
+/// Each id range has an address of its own, so that it is known before the zone is there.
+fn address(gateway: network::Cidr, first_id: u32) -> Option<std::net::Ipv4Addr> {
+    let number = registry::slot(first_id)
+        .checked_add(gateway.address.to_bits())?
+        .checked_add(1)?;
+    let address = std::net::Ipv4Addr::from_bits(number);
+    let cidr = network::Cidr::new(gateway.address, gateway.prefix);
+    (cidr.contains(address) && address != cidr.broadcast()).then_some(address)
+}
+
+async fn connect(
+    engine: &Arc<Engine>,
+    pending: &Pending,
+    record: &Record,
+    network: Option<&Arc<Network>>,
+) -> Result<()> {
+    let Some(network) = network else { return Ok(()) };
+    let namespace = pending.network_namespace()?;
+    let ports = spec::ports(&Wanted {
+        config: record.config.clone(),
+        host: record.host.clone(),
+    })?;
+    let (network, id, first_id) = (network.clone(), record.id.clone(), record.first_id);
+    let _ = engine;
+    blocking(move || {
+        let wanted = address(network.gateway(), first_id);
+        network.attach(&id, namespace.as_fd(), wanted)?;
+        if !ports.is_empty() {
+            network.publish(&id, &ports).map_err(|error| {
+                ApiError::internal(format!(
+                    "driver failed programming external connectivity: {}",
+                    with_causes(&error)
+                ))
+            })?;
+        }
+        Ok::<_, ApiError>(())
+    })
+    .await
+}
+
+/// Settles a start that failed.
+async fn fail(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>, failure: &Failure) {
+    let record = {
+        let mut record = container.lock();
+        if record.status != Status::Created {
+            record.status = Status::Exited;
+        }
+        record.exit_code = failure.code;
+        record.error.clone_from(&failure.api.message);
+        record.finished = zones::log::now();
+        record.clone()
+    };
+    container.streams.close();
+    disconnect(engine, &container.id).await;
+    let (kept, id) = (store.clone(), container.id.clone());
+    let written = blocking(move || save(&kept, &record)).await;
+    report(&id, "write its state", written);
+    container.life.send_modify(|life| {
+        life.running = false;
+        life.exits += 1;
+        life.code = failure.code;
+    });
+    if container.record().host.auto_remove {
+        let removed = remove_in_turn(engine, container, store).await;
+        report(&id, "remove it", removed);
+    }
+}
+
+/// What nobody waits for goes to the console.
+fn report(id: &str, action: &str, done: Result<()>) {
+    if let Err(error) = done {
+        eprintln!("container {id}: cannot {action}: {error}");
+    }
+}
+
+async fn disconnect(engine: &Arc<Engine>, id: &str) {
+    let Some(network) = engine.network_now() else {
+        return;
+    };
+    let owned = id.to_owned();
+    let detached = blocking(move || network.detach(&owned)).await;
+    report(id, "take it off the network", detached);
+}
+
+/// Takes a process that runs, just started or found: its output, its end.
+fn watch_over(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    process: Process,
+    stdio: Stdio,
+) -> Result<()> {
+    let failed =
+        |error: std::io::Error| ApiError::internal(format!("Cannot take the container's output: {error}."));
+    let path = log_path(store, &container.id)?;
+    let log = Writer::open(&path, container.log.clone()).map_err(failed)?;
+    let ends = container
+        .streams
+        .open(stdio, &engine.zones, &container.id)
+        .map_err(failed)?;
+    let pumping = {
+        let container = container.clone();
+        tokio::spawn(async move { container.streams.pump(ends, Some(log)).await })
+    };
+    container.set_process(Some(Arc::new(process)));
+    container.life.send_modify(|life| life.running = true);
+    tokio::spawn(bury(engine.clone(), container.clone(), store.clone(), pumping));
+    Ok(())
+}
+
+/// Waits for the end and settles it.
+async fn bury(
+    engine: Arc<Engine>,
+    container: Arc<Container>,
+    store: Arc<Store>,
+    mut pumping: JoinHandle<()>,
+) {
+    // None: process 1 is gone, and the machine with it.
+    let Some(exit) = engine.zones.exited(&container.id).await else {
+        return;
+    };
+    if tokio::time::timeout(CLIENT_LIMIT, &mut pumping).await.is_err() {
+        pumping.abort();
+    }
+    let _turn = container.turn.lock().await;
+    let restart = settle(&engine, &container, exit);
+    let cleanup = {
+        let (store, container) = (store.clone(), container.clone());
+        blocking(move || container.save(&store))
+    };
+    let ((), written) = tokio::join!(disconnect(&engine, &container.id), cleanup);
+    report(&container.id, "write its state", written);
+    let acknowledged = engine.zones.acknowledge_zone(&container.id).await;
+    report(
+        &container.id,
+        "clean up after it",
+        acknowledged.map_err(Into::into),
+    );
+    if container.record().host.auto_remove {
+        let removed = remove_in_turn(&engine, &container, &store).await;
+        report(&container.id, "remove it", removed);
+    } else if let Some(pause) = restart {
+        tokio::spawn(start_again(engine.clone(), container.clone(), pause));
+    }
+}
+
+/// Notes the end and tells those who wait for it. The pause before the next start, if one is due.
+fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) -> Option<Duration> {
+    let finished = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(exit.at) * 1000);
+    let finished = finished.unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
+    let pause = {
+        let mut record = container.lock();
+        record.status = Status::Exited;
+        record.exit_code = exit.code;
+        record.oom_killed = exit.oom_killed;
+        record.finished = zones::log::timestamp(finished);
+        let pause = next_start(&record, finished).filter(|_| !engine.ending());
+        match pause {
+            Some(_) => {
+                record.status = Status::Restarting;
+                record.restarts += 1;
+            }
+            None => record.restarts = 0,
+        }
+        pause
+    };
+    container.set_process(None);
+    container.streams.close();
+    container.life.send_modify(|life| {
+        life.running = false;
+        life.exits += 1;
+        life.code = exit.code;
+    });
+    if exit.oom_killed {
+        engine.tell("container", "oom", container);
+    }
+    engine.tell_exit(container, exit.code);
+    pause
+}
+
+/// Whether the restart policy asks for another start, and after which pause.
+fn next_start(record: &Record, finished: time::OffsetDateTime) -> Option<Duration> {
+    let policy = &record.host.restart_policy;
+    let due = !record.stopped
+        && match policy.name.as_str() {
+            "always" | "unless-stopped" => true,
+            "on-failure" => {
+                let most = policy.maximum_retry_count;
+                record.exit_code != 0 && (most <= 0 || i64::from(record.restarts) < most)
+            }
+            _ => false,
+        };
+    let started =
+        time::OffsetDateTime::parse(&record.started, &time::format_description::well_known::Rfc3339);
+    let healthy = started.is_ok_and(|started| finished - started >= HEALTHY);
+    let doublings = if healthy { 0 } else { record.restarts.min(16) };
+    due.then(|| (FIRST_PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE))
+}
+
+async fn start_again(engine: Arc<Engine>, container: Arc<Container>, pause: Duration) {
+    tokio::time::sleep(pause).await;
+    let Ok(store) = engine.store().await else { return };
+    let _turn = container.turn.lock().await;
+    // Stopped, started or removed meanwhile.
+    if container.lock().status != Status::Restarting || container.process().is_some() {
+        return;
+    }
+    let started = start_in_turn(&engine, &container, &store).await;
+    report(&container.id, "start it again", started);
+}
+
+/// Asks it to end, and after `limit` ends it; false if it does not run. None waits for ever.
+pub(crate) async fn stop(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    signal: Option<i32>,
+    limit: Option<Duration>,
+) -> Result<bool> {
+    let Some(process) = container.process() else {
+        return Ok(cancel_restart(container));
+    };
+    let mut life = container.life.subscribe();
+    let exits = life.borrow_and_update().exits;
+    container.lock().stopped = true;
+    let own = container
+        .record()
+        .config
+        .stop_signal
+        .and_then(|name| spec::parse_signal(&name).ok());
+    process.signal(signal.or(own).unwrap_or(libc_signal::TERM))?;
+    let ended = life.wait_for(|life| life.exits > exits || life.removed);
+    let in_time = match limit {
+        None => ended.await.is_ok(),
+        Some(limit) => tokio::time::timeout(limit, ended).await.is_ok(),
+    };
+    if !in_time {
+        process.signal(libc_signal::KILL)?;
+        let _ = life.wait_for(|life| life.exits > exits || life.removed).await;
+    }
+    engine.tell("container", "stop", container);
+    Ok(true)
+}
+
+/// A container that waits for its restart stays down. False if it does not.
+fn cancel_restart(container: &Container) -> bool {
+    let mut record = container.lock();
+    let waits = record.status == Status::Restarting;
+    if waits {
+        record.status = Status::Exited;
+        record.stopped = true;
+    }
+    waits
+}
+
+pub(crate) mod libc_signal {
+    //! Numbers that are the same on every Linux.
+    pub(crate) const KILL: i32 = 9;
+    pub(crate) const TERM: i32 = 15;
+}
+
+pub(crate) fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signal: i32) -> Result<()> {
+    let process = container.running().map_err(|_| {
+        let name = container.record().name;
+        ApiError::conflict(format!(
+            "cannot kill container: {name}: container {} is not running",
+            container.id
+        ))
+    })?;
+    if matches!(signal, libc_signal::KILL | libc_signal::TERM) {
+        container.lock().stopped = true;
+    }
+    process.signal(signal)?;
+    engine.tell("container", "kill", container);
+    Ok(())
+}
+
+/// Removes a container; one that runs only by force.
+pub(crate) async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, force: bool) -> Result<()> {
+    let store = engine.store().await?;
+    if let Some(process) = container.process() {
+        if !force {
+            let name = container.record().name;
+            return Err(ApiError::conflict(format!(
+                "cannot remove container \"/{name}\": container is running: stop the container before removing or force remove"
+            )));
+        }
+        let mut life = container.life.subscribe();
+        let exits = life.borrow_and_update().exits;
+        container.lock().stopped = true;
+        process.signal(libc_signal::KILL)?;
+        drop(process);
+        let running = |life: &super::container::Life| life.running && life.exits == exits;
+        let _ = life.wait_for(|life| !running(life)).await;
+    }
+    cancel_restart(container);
+    let _turn = container.turn.lock().await;
+    if container.process().is_some() {
+        return Err(ApiError::conflict(format!(
+            "container {} was started again",
+            container.id
+        )));
+    }
+    remove_in_turn(engine, container, &store).await
+}
+
+async fn remove_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) -> Result<()> {
+    if container.life.borrow().removed {
+        return Ok(());
+    }
+    let (kept, id) = (store.clone(), container.id.clone());
+    blocking(move || {
+        // The record last: what is half-removed can be removed again.
+        kept.remove_root(&id)?;
+        let _ = std::fs::remove_file(log_path(&kept, &id)?);
+        states(&kept)?.remove(&id)
+    })
+    .await?;
+    engine.containers.remove(&container.id);
+    engine.tell("container", "destroy", container);
+    container.streams.close();
+    container.life.send_modify(|life| life.removed = true);
+    Ok(())
+}
+
+/// Takes over a container that was found: running, or recorded so.
+pub(crate) fn adopt(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    process: Process,
+    stdio: Stdio,
+) -> Result<()> {
+    {
+        let mut record = container.lock();
+        record.status = Status::Running;
+        if record.started == NEVER {
+            record.started = zones::log::now();
+        }
+    }
+    watch_over(engine, container, store, process, stdio)
+}
+
+/// A container that no process is left of: what it was when the machine went down, and whether it is
+/// to run again.
+pub(crate) async fn revive(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
+    /// Docker's code for an end that nobody saw.
+    const UNSEEN: i32 = 255;
+    let (lost, again, record) = {
+        let mut record = container.lock();
+        let lost = matches!(record.status, Status::Running | Status::Restarting);
+        if lost {
+            record.status = Status::Exited;
+            record.exit_code = UNSEEN;
+            record.finished = zones::log::now();
+        }
+        let was = record.status == Status::Exited;
+        let again = was
+            && match record.host.restart_policy.name.as_str() {
+                "always" => true,
+                "unless-stopped" => !record.stopped,
+                "on-failure" => !record.stopped && record.exit_code != 0,
+                _ => false,
+            };
+        (lost, again, record.clone())
+    };
+    if again {
+        let (engine, container) = (engine.clone(), container.clone());
+        tokio::spawn(async move {
+            let started = start(&engine, &container).await;
+            report(&container.id, "start it after a boot", started.map(drop));
+        });
+    } else if lost && record.host.auto_remove {
+        let _turn = container.turn.lock().await;
+        let removed = remove_in_turn(engine, container, store).await;
+        report(&container.id, "remove it", removed);
+    } else if lost {
+        let store = store.clone();
+        report(
+            &container.id,
+            "write its state",
+            blocking(move || save(&store, &record)).await,
+        );
+    }
+}

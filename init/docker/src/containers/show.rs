@@ -1,0 +1,162 @@
+//! `GET /containers/{id}/json`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use network::{BoundPort, Endpoint};
+use serde_json::{Map, Value, json};
+
+use super::container::{Container, Record, Status, log_path};
+use super::spec;
+use crate::engine::Engine;
+use crate::http::{ApiError, Request, Response, Result, ok};
+
+pub(crate) async fn inspect(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
+    let container = engine.containers().await?.find(&req.name)?;
+    if req.query.flag("size") {
+        return Err(ApiError::not_implemented(
+            "Monobloc does not tell a container's size yet; leave the parameter size out.",
+        ));
+    }
+    ok(&describe(engine, &container).await?)
+}
+
+async fn describe(engine: &Arc<Engine>, container: &Container) -> Result<Value> {
+    let store = engine.store().await?;
+    let record = container.record();
+    let command = record.command();
+    let (path, args) = command
+        .split_first()
+        .map_or((String::new(), &[][..]), |(path, args)| (path.clone(), args));
+    let log = log_path(&store, &record.id)?;
+    Ok(json!({
+        "Id": record.id, "Created": record.created, "Path": path, "Args": args,
+        "State": state(container, &record),
+        "Image": record.image,
+        "ResolvConfPath": "", "HostnamePath": "", "HostsPath": "", "LogPath": log,
+        "Name": format!("/{}", record.name),
+        "RestartCount": record.restarts, "Driver": "btrfs", "Platform": "linux",
+        "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "",
+        "ExecIDs": engine.execs.of(&record.id),
+        "HostConfig": host_config(&record)?,
+        "GraphDriver": {"Name": "btrfs", "Data": null},
+        "Mounts": [],
+        "Config": config(&record)?,
+        "NetworkSettings": network_settings(engine, &record),
+    }))
+}
+
+fn state(container: &Container, record: &Record) -> Value {
+    let process = container.process();
+    json!({
+        "Status": record.status.text(),
+        "Running": matches!(record.status, Status::Running | Status::Restarting),
+        "Paused": false, "Restarting": record.status == Status::Restarting,
+        "OOMKilled": record.oom_killed, "Dead": false,
+        "Pid": process.map_or(0, |process| process.pid),
+        "ExitCode": record.exit_code, "Error": record.error,
+        "StartedAt": record.started, "FinishedAt": record.finished,
+    })
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value)
+        .map_err(|error| ApiError::internal(format!("Cannot show the container: {error}.")))
+}
+
+/// What was asked for, with Docker's words for what was left open.
+fn host_config(record: &Record) -> Result<Value> {
+    let mut shown = to_json(&record.host)?;
+    if let Value::Object(map) = &mut shown {
+        if record.host.network_mode.is_empty() || record.host.network_mode == "default" {
+            map.insert("NetworkMode".to_owned(), json!("bridge"));
+        }
+        map.insert("LogConfig".to_owned(), json!({"Type": "json-file", "Config": {}}));
+        map.insert("CgroupnsMode".to_owned(), json!("private"));
+        map.insert("IpcMode".to_owned(), json!("private"));
+        map.insert("Runtime".to_owned(), json!("monobloc"));
+    }
+    Ok(shown)
+}
+
+fn config(record: &Record) -> Result<Value> {
+    let mut shown = to_json(&record.config)?;
+    if let Value::Object(map) = &mut shown {
+        map.insert("Hostname".to_owned(), json!(spec::hostname(record)));
+        map.insert("Volumes".to_owned(), Value::Null);
+        map.insert("OnBuild".to_owned(), Value::Null);
+    }
+    Ok(shown)
+}
+
+fn network_settings(engine: &Engine, record: &Record) -> Value {
+    let network = engine.network_now();
+    let endpoint = network.as_ref().and_then(|network| network.endpoint(&record.id));
+    let bound = network
+        .map(|network| network.published(&record.id))
+        .unwrap_or_default();
+    let name = if record.has_network() { "bridge" } else { "none" };
+    let mut settings = json!({
+        "Bridge": "", "SandboxID": "", "SandboxKey": "", "HairpinMode": false,
+        "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
+        "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null,
+        "Ports": ports(record, &bound),
+        "Networks": {name: endpoint_settings(name, endpoint.as_ref())},
+    });
+    if let Value::Object(map) = &mut settings {
+        let shown = endpoint_settings(name, endpoint.as_ref());
+        for key in [
+            "EndpointID",
+            "Gateway",
+            "IPAddress",
+            "IPPrefixLen",
+            "MacAddress",
+            "IPv6Gateway",
+            "GlobalIPv6Address",
+            "GlobalIPv6PrefixLen",
+        ] {
+            map.insert(key.to_owned(), shown.get(key).cloned().unwrap_or(Value::Null));
+        }
+    }
+    settings
+}
+
+/// As `inspect` and the list show a container's place on the network.
+pub(crate) fn endpoint_settings(name: &str, endpoint: Option<&Endpoint>) -> Value {
+    let text = |of: fn(&Endpoint) -> String| endpoint.map(of).unwrap_or_default();
+    json!({
+        "IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null, "DNSNames": null,
+        "NetworkID": name, "EndpointID": text(|endpoint| endpoint.host_link.clone()),
+        "Gateway": text(|endpoint| endpoint.gateway.to_string()),
+        "IPAddress": text(|endpoint| endpoint.address.to_string()),
+        "IPPrefixLen": endpoint.map_or(0, |endpoint| endpoint.prefix),
+        "MacAddress": text(|endpoint| endpoint.mac.to_string()),
+        "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+    })
+}
+
+fn ports(record: &Record, bound: &[BoundPort]) -> Value {
+    let mut ports: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for port in bound {
+        let key = format!("{}/{}", port.zone_port, protocol(port));
+        let binding = json!({"HostIp": port.host_ip.to_string(), "HostPort": port.host_port.to_string()});
+        ports.entry(key).or_default().push(binding);
+    }
+    let mut shown: Map<String, Value> = ports
+        .into_iter()
+        .map(|(key, list)| (key, Value::Array(list)))
+        .collect();
+    if record.status == Status::Running {
+        for key in record.config.exposed_ports.keys() {
+            shown.entry(key.clone()).or_insert(Value::Null);
+        }
+    }
+    Value::Object(shown)
+}
+
+pub(crate) fn protocol(port: &BoundPort) -> &'static str {
+    match port.protocol {
+        network::Protocol::Tcp => "tcp",
+        network::Protocol::Udp => "udp",
+    }
+}

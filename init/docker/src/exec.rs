@@ -1,0 +1,382 @@
+//! Processes that are added to a running container.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use rustix::fs::{Mode, OFlags, open};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::task::JoinHandle;
+use zones::log::Stream;
+use zones::{Process, StartError, TerminalSize};
+
+use crate::containers::{Container, logs, new_id, size, spec};
+use crate::engine::Engine;
+use crate::http::{ApiError, Hijack, Request, Response, Result, blocking, empty, json, ok, with_causes};
+use crate::streams::{self, Attachment, Streams, frame, parse_detach_keys};
+use crate::users::Databases;
+
+/// How long one that has ended can be asked for.
+const REMEMBERED: Duration = Duration::from_secs(300);
+/// How long what it left running may keep its output open.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
+
+/// All added processes, by id.
+#[derive(Default)]
+pub(crate) struct Execs(Mutex<HashMap<String, Arc<Exec>>>);
+
+impl Execs {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<Exec>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Exec>> {
+        let found = self.lock().get(id).cloned();
+        found.ok_or_else(|| ApiError::not_found(format!("No such exec instance: {id}")))
+    }
+
+    fn add(&self, exec: Arc<Exec>) {
+        let mut all = self.lock();
+        all.retain(|_, old| !old.is_forgotten());
+        all.insert(exec.id.clone(), exec);
+    }
+
+    /// Ids of a container's running ones; null if there are none, as Docker has it.
+    pub(crate) fn of(&self, container: &str) -> Option<Vec<String>> {
+        let all = self.lock();
+        let mine = all
+            .values()
+            .filter(|exec| exec.container.id == container && exec.is_running());
+        let ids: Vec<String> = mine.map(|exec| exec.id.clone()).collect();
+        Some(ids).filter(|ids| !ids.is_empty())
+    }
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Wanted {
+    attach_stdin: bool,
+    attach_stdout: bool,
+    attach_stderr: bool,
+    detach_keys: Option<String>,
+    tty: bool,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    user: Option<String>,
+    working_dir: Option<String>,
+    privileged: bool,
+    console_size: Option<(u16, u16)>,
+    /// Older clients say here what they say again at the start.
+    #[serde(rename = "Detach")]
+    _detach: bool,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+enum Phase {
+    Created,
+    Starting,
+    Running(Arc<Process>),
+    Ended { code: i32, at: Instant },
+}
+
+pub(crate) struct Exec {
+    id: String,
+    container: Arc<Container>,
+    wanted: Wanted,
+    phase: Mutex<Phase>,
+    streams: Streams,
+}
+
+impl Exec {
+    fn phase(&self) -> MutexGuard<'_, Phase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_running(&self) -> bool {
+        matches!(*self.phase(), Phase::Starting | Phase::Running(_))
+    }
+
+    fn is_forgotten(&self) -> bool {
+        match *self.phase() {
+            Phase::Ended { at, .. } => at.elapsed() > REMEMBERED,
+            Phase::Created => self.container.life.borrow().removed,
+            _ => false,
+        }
+    }
+
+    fn end(&self, code: i32) {
+        *self.phase() = Phase::Ended {
+            code,
+            at: Instant::now(),
+        };
+        // After the code is there: a client asks for it as soon as the output ends.
+        self.streams.close();
+    }
+}
+
+pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
+    let container = engine.containers().await?.find(&req.name)?;
+    let wanted: Wanted = req.json().await?;
+    if wanted.cmd.as_ref().is_none_or(Vec::is_empty) {
+        return Err(ApiError::bad_request("No exec command specified"));
+    }
+    if wanted.privileged {
+        return Err(ApiError::not_implemented(
+            "Monobloc does not do Privileged yet; leave it out.",
+        ));
+    }
+    if let Some((field, _)) = wanted
+        .rest
+        .iter()
+        .find(|(_, value)| !matches!(value, Value::Null | Value::Bool(false)))
+    {
+        return Err(ApiError::not_implemented(format!(
+            "Monobloc does not do {field} yet; leave it out."
+        )));
+    }
+    keys(&wanted)?;
+    container.running()?;
+    let exec = Arc::new(Exec {
+        id: new_id()?,
+        container,
+        wanted,
+        phase: Mutex::new(Phase::Created),
+        streams: Streams::default(),
+    });
+    let id = exec.id.clone();
+    let action = format!(
+        "exec_create: {}",
+        exec.wanted.cmd.clone().unwrap_or_default().join(" ")
+    );
+    engine.tell("container", &action, &exec.container);
+    engine.execs.add(exec);
+    json(StatusCode::CREATED, &json!({"Id": id}))
+}
+
+fn keys(wanted: &Wanted) -> Result<Vec<u8>> {
+    let keys = wanted.detach_keys.as_deref().unwrap_or_default();
+    parse_detach_keys(keys)
+        .ok_or_else(|| ApiError::bad_request(format!("Invalid escape keys ({keys}) provided")))
+}
+
+pub(crate) async fn route(engine: Arc<Engine>, verb: &str, req: Request) -> Result<Response> {
+    let exec = engine.execs.find(&req.name)?;
+    match (req.method().as_str(), verb) {
+        ("POST", "start") => start(engine, exec, req).await,
+        ("POST", "resize") => resize(&exec, &req),
+        ("GET", "json") => inspect(&exec),
+        _ => Err(crate::routes::unknown(req.method(), &req.path)),
+    }
+}
+
+fn resize(exec: &Exec, req: &Request) -> Result<Response> {
+    let (rows, columns) = size(req)?;
+    if exec.streams.resize(rows, columns) {
+        Ok(empty(StatusCode::OK))
+    } else {
+        // Docker's client tries again, so this must not look like success.
+        Err(ApiError::conflict(format!(
+            "exec process {} has no terminal yet",
+            exec.id
+        )))
+    }
+}
+
+fn inspect(exec: &Exec) -> Result<Response> {
+    let command = exec.wanted.cmd.clone().unwrap_or_default();
+    let (entrypoint, arguments) = command
+        .split_first()
+        .map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
+    let (code, pid) = match &*exec.phase() {
+        Phase::Ended { code, .. } => (Some(*code), 0),
+        Phase::Running(process) => (None, process.pid),
+        _ => (None, 0),
+    };
+    ok(&json!({
+        "ID": exec.id, "ContainerID": exec.container.id, "Running": exec.is_running(),
+        "ExitCode": code, "Pid": pid, "CanRemove": code.is_some(),
+        "OpenStdin": exec.wanted.attach_stdin, "OpenStdout": exec.wanted.attach_stdout,
+        "OpenStderr": exec.wanted.attach_stderr, "DetachKeys": "",
+        "ProcessConfig": {
+            "tty": exec.wanted.tty, "entrypoint": entrypoint, "arguments": arguments,
+            "privileged": false, "user": exec.wanted.user,
+        },
+    }))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct StartWanted {
+    detach: bool,
+    console_size: Option<(u16, u16)>,
+}
+
+async fn start(engine: Arc<Engine>, exec: Arc<Exec>, mut req: Request) -> Result<Response> {
+    let hijacks = req.header("upgrade").is_some();
+    // Without an upgrade the body's end is where the JSON's is, or never: a client that sends input
+    // that way says its length.
+    let _ = hijacks;
+    let wanted: StartWanted = req.json().await?;
+    exec.container.running()?;
+    {
+        let mut phase = exec.phase();
+        if !matches!(*phase, Phase::Created) {
+            return Err(ApiError::conflict(format!(
+                "Error: Exec command {} has already run",
+                exec.id
+            )));
+        }
+        *phase = Phase::Starting;
+    }
+    if wanted.detach {
+        let running = tokio::spawn(async move { run(&engine, &exec, wanted.console_size).await });
+        running.await??;
+        return Ok(empty(StatusCode::OK));
+    }
+    let kind = logs::content_type(req.version, exec.wanted.tty);
+    let (response, hijack) = req.hijack(kind);
+    tokio::spawn(async move {
+        // A client that goes away is no failure.
+        let _ = serve(&engine, &exec, hijack, wanted.console_size).await;
+    });
+    Ok(response)
+}
+
+/// Runs it for a client. Why it could not run is told in the stream, as Docker does.
+async fn serve(
+    engine: &Arc<Engine>,
+    exec: &Arc<Exec>,
+    hijack: Hijack,
+    size: Option<(u16, u16)>,
+) -> std::io::Result<()> {
+    let listener = exec.streams.listen();
+    if let Err(error) = run(engine, exec, size).await {
+        let (_, mut output) = hijack.streams().await?;
+        let text = format!("{error}\r\n");
+        if exec.wanted.tty {
+            output.write_all(text.as_bytes()).await?;
+        } else {
+            output.write_all(&frame(Stream::Stdout, text.as_bytes())).await?;
+        }
+        return output.shutdown().await;
+    }
+    let wanted = Attachment {
+        stdin: exec.wanted.attach_stdin,
+        stdout: exec.wanted.attach_stdout,
+        stderr: exec.wanted.attach_stderr,
+        terminal: exec.wanted.tty,
+        close_stdin: true,
+        detach_keys: keys(&exec.wanted).unwrap_or_default(),
+        before: Bytes::new(),
+    };
+    streams::attend(&exec.streams, listener, hijack, wanted)
+        .await
+        .map(drop)
+}
+
+/// Starts the process; its output and its end are seen to from then on.
+async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -> Result<()> {
+    // A full stop tells an added process's key from a zone's.
+    let key = format!("{}.{}", exec.container.id, exec.id);
+    let started = async {
+        let zone = exec.container.running()?;
+        let process = prepare(exec, &zone, size).await?;
+        let ids = exec.container.record().ids();
+        let begun = engine
+            .zones
+            .exec(&exec.container.id, zone.pidfd.as_fd(), &key, &process, ids)
+            .await;
+        begun.map_err(|error| explain(exec, &error))
+    };
+    let (process, stdio) = match started.await {
+        Ok(started) => started,
+        Err(error) => {
+            if matches!(*exec.phase(), Phase::Starting) {
+                exec.end(126);
+            }
+            return Err(error);
+        }
+    };
+    let ends = exec.streams.open(stdio, &engine.zones, &key);
+    let ends =
+        ends.map_err(|error| ApiError::internal(format!("Cannot take the process's output: {error}.")))?;
+    *exec.phase() = Phase::Running(Arc::new(process));
+    let action = format!(
+        "exec_start: {}",
+        exec.wanted.cmd.clone().unwrap_or_default().join(" ")
+    );
+    engine.tell("container", &action, &exec.container);
+    let pumping = {
+        let exec = exec.clone();
+        tokio::spawn(async move { exec.streams.pump(ends, None).await })
+    };
+    tokio::spawn(bury(engine.clone(), exec.clone(), key, pumping));
+    Ok(())
+}
+
+fn explain(exec: &Exec, error: &StartError) -> ApiError {
+    let code = error.exit_code();
+    // Docker gives every other failure to run 126.
+    exec.end(if code == 128 { 126 } else { code });
+    ApiError::bad_request(format!(
+        "OCI runtime exec failed: exec failed: unable to start container process: {}",
+        with_causes(error)
+    ))
+}
+
+async fn prepare(
+    exec: &Arc<Exec>,
+    zone: &Arc<Process>,
+    size: Option<(u16, u16)>,
+) -> Result<zones::ProcessSpec> {
+    let (exec, root) = (exec.clone(), format!("/proc/{}/root", zone.pid));
+    blocking(move || {
+        let record = exec.container.record();
+        let wanted = &exec.wanted;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = open(root, flags, Mode::empty())
+            .map_err(|_| ApiError::conflict(format!("container {} is not running", record.id)))?;
+        let name = wanted.user.as_deref().filter(|user| !user.is_empty());
+        let name = name.unwrap_or(&record.config.user);
+        let user = Databases::read(root.as_fd()).find(name, &record.host.group_add)?;
+        let size = size
+            .or(wanted.console_size)
+            .filter(|(rows, columns)| *rows > 0 && *columns > 0);
+        let size = size.map_or_else(TerminalSize::default, |(rows, columns)| TerminalSize {
+            rows,
+            columns,
+        });
+        spec::added(
+            &record,
+            spec::Added {
+                args: wanted.cmd.as_deref().unwrap_or_default(),
+                env: wanted.env.as_deref().unwrap_or_default(),
+                cwd: wanted.working_dir.as_deref().unwrap_or_default(),
+                user,
+                terminal: wanted.tty.then_some(size),
+                stdin: wanted.attach_stdin,
+            },
+        )
+    })
+    .await
+}
+
+async fn bury(engine: Arc<Engine>, exec: Arc<Exec>, key: String, mut pumping: JoinHandle<()>) {
+    let Some(exit) = engine.zones.exited(&key).await else {
+        return;
+    };
+    if tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await.is_err() {
+        pumping.abort();
+    }
+    exec.end(exit.code);
+    engine.tell("container", "exec_die", &exec.container);
+    if let Err(error) = engine.zones.acknowledge(&key).await {
+        eprintln!("process {key}: cannot clean up after it: {error}");
+    }
+}

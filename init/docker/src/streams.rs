@@ -1,0 +1,388 @@
+//! A process's standard streams and the clients that are attached to them.
+//!
+//! [`Streams`] outlives the process: a client may attach before the start, and the first byte that
+//! the process says reaches it. One [`Streams::pump`] per life of the process takes what it says to
+//! the log and to every client; a client that does not read holds the process up, as with Docker.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use sys::readiness::{self, AsyncFd, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use zones::log::{Stream, Writer};
+use zones::{Stdio, Zones};
+
+use crate::http::Hijack;
+
+/// Bytes read from a process at a time.
+const CHUNK: usize = 32 << 10;
+/// Chunks that wait for a client before the process has to.
+const CLIENT_DEPTH: usize = 32;
+
+/// What the process said, as it was read.
+#[derive(Debug, Clone)]
+pub(crate) struct Chunk {
+    pub(crate) stream: Stream,
+    pub(crate) bytes: Bytes,
+}
+
+/// A pipe's end or a terminal's master.
+pub(crate) struct Channel(AsyncFd<OwnedFd>);
+
+impl Channel {
+    fn new(fd: OwnedFd, interest: Interest) -> io::Result<Self> {
+        Ok(Self(readiness::watch(fd, interest)?))
+    }
+
+    async fn read(&self, buffer: &mut BytesMut) -> io::Result<Bytes> {
+        buffer.resize(CHUNK, 0);
+        let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut buffer[..])?);
+        let count = match self.0.async_io(Interest::READABLE, read).await {
+            // A terminal whose other side is closed.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => 0,
+            other => other?,
+        };
+        Ok(buffer.split_to(count).freeze())
+    }
+
+    async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let write = |fd: &OwnedFd| Ok(rustix::io::write(fd, bytes)?);
+            let count = self.0.async_io(Interest::WRITABLE, write).await?;
+            bytes = bytes.get(count..).unwrap_or_default();
+        }
+        Ok(())
+    }
+}
+
+/// The way to the process's standard input.
+#[derive(Clone, Default)]
+enum Input {
+    /// The process does not run yet.
+    #[default]
+    Awaited,
+    Open(Arc<Channel>),
+    Closed,
+}
+
+#[derive(Default)]
+pub(crate) struct Streams {
+    clients: Mutex<Vec<mpsc::Sender<Chunk>>>,
+    input: watch::Sender<Input>,
+    /// Who to tell that the input is closed: process 1 has a copy of it.
+    keeper: Mutex<Option<(Zones, String)>>,
+}
+
+/// A process's ends as the engine drives them.
+pub(crate) struct Ends {
+    stdout: Arc<Channel>,
+    stderr: Option<Channel>,
+}
+
+impl Streams {
+    /// A client's place among those that hear the process.
+    pub(crate) fn listen(&self) -> mpsc::Receiver<Chunk> {
+        let (sender, receiver) = mpsc::channel(CLIENT_DEPTH);
+        self.clients().push(sender);
+        receiver
+    }
+
+    fn clients(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::Sender<Chunk>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the ends of a process that has started (or was found running).
+    pub(crate) fn open(&self, stdio: Stdio, zones: &Zones, key: &str) -> io::Result<Ends> {
+        match stdio {
+            Stdio::Terminal(master) => {
+                let master = Arc::new(Channel::new(master, Interest::READABLE | Interest::WRITABLE)?);
+                self.input.send_replace(Input::Open(master.clone()));
+                Ok(Ends {
+                    stdout: master,
+                    stderr: None,
+                })
+            }
+            Stdio::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => {
+                let input = match stdin {
+                    Some(stdin) => Input::Open(Arc::new(Channel::new(stdin, Interest::WRITABLE)?)),
+                    None => Input::Closed,
+                };
+                *self.keeper.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some((zones.clone(), key.to_owned()));
+                self.input.send_replace(input);
+                Ok(Ends {
+                    stdout: Arc::new(Channel::new(stdout, Interest::READABLE)?),
+                    stderr: Some(Channel::new(stderr, Interest::READABLE)?),
+                })
+            }
+        }
+    }
+
+    /// Takes what the process says to the log and the clients until it says no more.
+    pub(crate) async fn pump(&self, ends: Ends, log: Option<Writer>) {
+        let mut log = log;
+        let (mut out, mut err) = (BytesMut::new(), BytesMut::new());
+        let (mut out_open, mut err_open) = (true, ends.stderr.is_some());
+        while out_open || err_open {
+            let stderr = async {
+                match &ends.stderr {
+                    Some(stderr) => stderr.read(&mut err).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (stream, read) = tokio::select! {
+                read = ends.stdout.read(&mut out), if out_open => (Stream::Stdout, read),
+                read = stderr, if err_open => (Stream::Stderr, read),
+            };
+            match read {
+                Ok(bytes) if !bytes.is_empty() => self.say(Chunk { stream, bytes }, &mut log).await,
+                // An end that cannot be read says no more.
+                _ if stream == Stream::Stdout => out_open = false,
+                _ => err_open = false,
+            }
+        }
+        if let Some(log) = log {
+            // The pool is full or gone; the process's end matters more.
+            let _ = log.finish();
+        }
+    }
+
+    async fn say(&self, chunk: Chunk, log: &mut Option<Writer>) {
+        if let Some(writer) = log {
+            // What a full pool does not take is lost to the log, not to the clients.
+            let _ = writer.append(chunk.stream, &chunk.bytes);
+        }
+        let clients: Vec<_> = self.clients().clone();
+        let mut gone = false;
+        for client in clients {
+            gone |= client.send(chunk.clone()).await.is_err();
+        }
+        if gone {
+            self.clients().retain(|client| !client.is_closed());
+        }
+    }
+
+    /// The process has ended or will not come: its clients' output ends.
+    pub(crate) fn close(&self) {
+        self.clients().clear();
+        self.input.send_replace(Input::Awaited);
+    }
+
+    /// Closes the process's standard input for good.
+    async fn close_input(&self) {
+        let was = self.input.send_replace(Input::Closed);
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Input::Open(_), Some((zones, key))) = (was, keeper) {
+            // Without process 1 there is no copy either.
+            let _ = zones.close_input(&key).await;
+        }
+    }
+
+    /// Sets the size of the terminal; false where the process has none or does not run.
+    pub(crate) fn resize(&self, rows: u16, columns: u16) -> bool {
+        match &*self.input.borrow() {
+            Input::Open(channel) => zones::resize(channel.0.get_ref(), rows, columns).is_ok(),
+            _ => false,
+        }
+    }
+
+    async fn opened_input(&self) -> Option<Arc<Channel>> {
+        let mut watching = self.input.subscribe();
+        let settled = watching.wait_for(|input| !matches!(input, Input::Awaited)).await;
+        match settled.as_deref() {
+            Ok(Input::Open(channel)) => Some(channel.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// What an attached client wants.
+#[derive(Debug, Clone)]
+pub(crate) struct Attachment {
+    pub(crate) stdin: bool,
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+    /// Raw bytes instead of frames, and keys that detach.
+    pub(crate) terminal: bool,
+    /// The end of the client's input is the end of the process's.
+    pub(crate) close_stdin: bool,
+    pub(crate) detach_keys: Vec<u8>,
+    /// What goes before: the log so far, as frames or raw.
+    pub(crate) before: Bytes,
+}
+
+/// Serves an attached client until the process has said everything or the client goes.
+/// True if the client detached by keys.
+pub(crate) async fn attend(
+    streams: &Streams,
+    listener: mpsc::Receiver<Chunk>,
+    hijack: Hijack,
+    wanted: Attachment,
+) -> io::Result<bool> {
+    let (mut input, mut output) = hijack.streams().await?;
+    if !wanted.before.is_empty() {
+        output.write_all(&wanted.before).await?;
+        output.flush().await?;
+    }
+    let said = async {
+        // A client that has gone is told by the failing write; the process goes on.
+        let _ = tell(listener, &mut output, &wanted).await;
+        false
+    };
+    let heard = async {
+        if wanted.stdin && hear(streams, &mut input, &wanted).await {
+            return true;
+        }
+        std::future::pending().await
+    };
+    let detached = tokio::select! {
+        detached = said => detached,
+        detached = heard => detached,
+    };
+    output.shutdown().await?;
+    Ok(detached)
+}
+
+async fn tell(
+    mut listener: mpsc::Receiver<Chunk>,
+    output: &mut (impl AsyncWriteExt + Unpin),
+    wanted: &Attachment,
+) -> io::Result<()> {
+    while let Some(chunk) = listener.recv().await {
+        let asked = match chunk.stream {
+            Stream::Stdout => wanted.stdout,
+            Stream::Stderr => wanted.stderr,
+        };
+        if asked && wanted.terminal {
+            output.write_all(&chunk.bytes).await?;
+        } else if asked {
+            output.write_all(&frame(chunk.stream, &chunk.bytes)).await?;
+        }
+        if listener.is_empty() {
+            output.flush().await?;
+        }
+    }
+    output.flush().await
+}
+
+/// Takes the client's input to the process. True if the client typed the keys that detach.
+async fn hear(streams: &Streams, input: &mut (impl AsyncReadExt + Unpin), wanted: &Attachment) -> bool {
+    let Some(channel) = streams.opened_input().await else {
+        return false;
+    };
+    let mut buffer = vec![0; CHUNK];
+    let mut keys = DetachKeys::new(if wanted.terminal { &wanted.detach_keys } else { &[] });
+    loop {
+        let count = match input.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        let (bytes, detach) = keys.pass(buffer.get(..count).unwrap_or_default());
+        if channel.write_all(&bytes).await.is_err() {
+            break;
+        }
+        if detach {
+            return true;
+        }
+    }
+    drop(channel);
+    if wanted.close_stdin && !wanted.terminal {
+        streams.close_input().await;
+    }
+    false
+}
+
+/// Docker's frame: the stream's number, three zero bytes, the length (big-endian), the bytes.
+pub(crate) fn frame(stream: Stream, bytes: &[u8]) -> Vec<u8> {
+    let number = match stream {
+        Stream::Stdout => 1,
+        Stream::Stderr => 2,
+    };
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes();
+    let mut framed = Vec::with_capacity(bytes.len() + 8);
+    framed.extend_from_slice(&[number, 0, 0, 0]);
+    framed.extend_from_slice(&length);
+    framed.extend_from_slice(bytes);
+    framed
+}
+
+/// The keys by which a client detaches unless it says others: Ctrl-P, Ctrl-Q.
+const DEFAULT_KEYS: &[u8] = &[0x10, 0x11];
+
+/// Reads `ctrl-p,ctrl-q` or `a,b`; none where it is not of this form.
+pub(crate) fn parse_detach_keys(text: &str) -> Option<Vec<u8>> {
+    if text.is_empty() {
+        return Some(DEFAULT_KEYS.to_vec());
+    }
+    let key = |name: &str| match name.as_bytes() {
+        [byte] => Some(*byte),
+        [b'c', b't', b'r', b'l', b'-', byte] => match byte.to_ascii_lowercase() {
+            letter @ b'a'..=b'z' => Some(letter - b'a' + 1),
+            b'@' => Some(0),
+            control @ b'['..=b'_' => Some(control - b'[' + 27),
+            _ => None,
+        },
+        _ => None,
+    };
+    text.split(',').map(key).collect()
+}
+
+/// Finds the sequence that detaches in what a client types; its bytes do not reach the process.
+struct DetachKeys<'a> {
+    keys: &'a [u8],
+    matched: usize,
+}
+
+impl<'a> DetachKeys<'a> {
+    fn new(keys: &'a [u8]) -> Self {
+        Self { keys, matched: 0 }
+    }
+
+    fn pass(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
+        let mut through = Vec::with_capacity(bytes.len());
+        for &byte in bytes {
+            if self.keys.get(self.matched) == Some(&byte) {
+                self.matched += 1;
+                if self.matched == self.keys.len() {
+                    return (through, true);
+                }
+                continue;
+            }
+            through.extend_from_slice(&self.keys[..self.matched]);
+            self.matched = usize::from(self.keys.first() == Some(&byte));
+            if self.matched == 0 {
+                through.push(byte);
+            }
+        }
+        (through, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_has_dockers_header() {
+        assert_eq!(frame(Stream::Stderr, b"abc"), b"\x02\0\0\0\0\0\0\x03abc");
+    }
+
+    #[test]
+    fn detach_keys_are_found_across_reads_and_others_pass() {
+        let keys = parse_detach_keys("").unwrap();
+        let mut filter = DetachKeys::new(&keys);
+        assert_eq!(filter.pass(b"ls\n\x10"), (b"ls\n".to_vec(), false));
+        assert_eq!(filter.pass(b"x"), (b"\x10x".to_vec(), false));
+        assert_eq!(filter.pass(b"\x10"), (vec![], false));
+        assert_eq!(filter.pass(b"\x11more"), (vec![], true));
+        assert_eq!(parse_detach_keys("ctrl-a,q"), Some(vec![1, b'q']));
+        assert_eq!(parse_detach_keys("ctrl-aa"), None);
+    }
+}
