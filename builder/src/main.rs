@@ -1,3 +1,11 @@
+//! `monobloc`: builds images from recipes and runs them on this machine.
+
 #![forbid(unsafe_code)]
 
-fn main() {}
+mod cli;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::main()
+}

@@ -1,4 +1,14 @@
-//! How long work is told to whoever waits for it.
+//! How long work is told to whoever waits for it: bars on a terminal, plain lines elsewhere, and
+//! with each step the time that it took.
+
+mod lines;
+mod terminal;
+
+use std::io::{self, IsTerminal as _};
+use std::time::Duration;
+
+pub use lines::Lines;
+pub use terminal::Terminal;
 
 /// Takes notice of the steps of some work.
 pub trait Progress: Sync {
@@ -16,6 +26,29 @@ pub trait Step {
     fn finish(self: Box<Self>);
 }
 
+/// What suits the standard error stream.
+#[must_use]
+pub fn for_stderr() -> Box<dyn Progress> {
+    if io::stderr().is_terminal() {
+        Box::new(Terminal::default())
+    } else {
+        Box::new(Lines::new(io::stderr()))
+    }
+}
+
+/// A time as people read it: `0.3 s`, `12 s`, `2 min 5 s`, `3 h 12 min`, `4 d 2 h`.
+#[must_use]
+pub fn spell(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..10 => format!("{:.1} s", time.as_secs_f64()),
+        10..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86_400, seconds % 86_400 / 3600),
+    }
+}
+
 /// Tells nobody.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
@@ -31,4 +64,23 @@ impl Step for Silent {
     fn inc(&self, _done: u64) {}
     fn message(&self, _text: &str) {}
     fn finish(self: Box<Self>) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_spelled_as_people_read_them() {
+        for (millis, spelled) in [
+            (49, "0.0 s"),
+            (1_260, "1.3 s"),
+            (12_900, "12 s"),
+            (125_000, "2 min 5 s"),
+            (11_520_000, "3 h 12 min"),
+            (352_800_000, "4 d 2 h"),
+        ] {
+            assert_eq!(spell(Duration::from_millis(millis)), spelled);
+        }
+    }
 }
