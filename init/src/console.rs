@@ -22,7 +22,9 @@ pub(crate) fn memory_in_use() -> Option<u64> {
         let line = text.lines().find_map(|line| line.strip_prefix(name))?;
         line.split_whitespace().next()?.parse::<u64>().ok()
     };
-    field("MemTotal:")?.checked_sub(field("MemAvailable:")?).map(|kib| kib << 10)
+    field("MemTotal:")?
+        .checked_sub(field("MemAvailable:")?)
+        .map(|kib| kib << 10)
 }
 
 /// Writes one line to the console. A console that takes no line is no reason to stop.

@@ -21,12 +21,30 @@ use crate::power::{End, end_machine};
 use crate::{SUPERVISOR, mounts};
 
 const PHASES: &[Phase] = &[
-    Phase { name: "root", run: mounts::leave_initramfs },
-    Phase { name: "mounts", run: mounts::mount_all },
-    Phase { name: "console", run: console },
-    Phase { name: "clock", run: clock },
-    Phase { name: "memory", run: memory },
-    Phase { name: "entropy", run: entropy },
+    Phase {
+        name: "root",
+        run: mounts::leave_initramfs,
+    },
+    Phase {
+        name: "mounts",
+        run: mounts::mount_all,
+    },
+    Phase {
+        name: "console",
+        run: console,
+    },
+    Phase {
+        name: "clock",
+        run: clock,
+    },
+    Phase {
+        name: "memory",
+        run: memory,
+    },
+    Phase {
+        name: "entropy",
+        run: entropy,
+    },
 ];
 
 /// Tokens of the descriptors that process 1 itself waits for.
@@ -41,7 +59,9 @@ pub(crate) fn run() -> ExitCode {
     boot::run(PHASES);
     loop {
         // A panic is a defect; process 1 goes on without what it was doing then.
-        let ended = catch_unwind(AssertUnwindSafe(|| Keeper::start().and_then(|mut keeper| keeper.serve())));
+        let ended = catch_unwind(AssertUnwindSafe(|| {
+            Keeper::start().and_then(|mut keeper| keeper.serve())
+        }));
         match ended {
             Ok(Ok(end)) => end_machine(end),
             Ok(Err(error)) => say!("process 1: {error:#}; starting over"),
@@ -69,13 +89,22 @@ impl Keeper {
             signals::SIGUSR1,
             signals::SIGUSR2,
         ])?;
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
+        )?;
         // Ctrl-Alt-Del comes as SIGINT instead of ending the machine at once.
         let _ = rustix::system::reboot(rustix::system::RebootCommand::CadOff);
         let server = Server::new()?;
         server.watch(signals.as_fd(), SIGNALS)?;
         server.watch(timer.as_fd(), RESTART)?;
-        let mut keeper = Self { server, signals, timer, supervisor: None, started: Instant::now() };
+        let mut keeper = Self {
+            server,
+            signals,
+            timer,
+            supervisor: None,
+            started: Instant::now(),
+        };
         keeper.start_supervisor();
         Ok(keeper)
     }
@@ -120,7 +149,9 @@ impl Keeper {
     fn reap(&mut self) {
         while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
             let raw = pid.as_raw_nonzero().get();
-            let code = status.exit_status().or_else(|| status.terminating_signal().map(|signal| 128 + signal));
+            let code = status
+                .exit_status()
+                .or_else(|| status.terminating_signal().map(|signal| 128 + signal));
             if self.server.reaped(raw, code.unwrap_or(255)) {
                 continue;
             }
@@ -145,10 +176,19 @@ impl Keeper {
             self.start_supervisor();
             return;
         }
-        say!("the supervisor ended at once; starting another in {} s", SHORT_LIFE.as_secs());
+        say!(
+            "the supervisor ended at once; starting another in {} s",
+            SHORT_LIFE.as_secs()
+        );
         let once = Itimerspec {
-            it_interval: Timespec { tv_sec: 0, tv_nsec: 0 },
-            it_value: Timespec { tv_sec: SHORT_LIFE.as_secs() as i64, tv_nsec: 0 },
+            it_interval: Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            },
+            it_value: Timespec {
+                tv_sec: SHORT_LIFE.as_secs() as i64,
+                tv_nsec: 0,
+            },
         };
         if timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).is_err() {
             self.start_supervisor();
@@ -182,14 +222,19 @@ fn console() -> anyhow::Result<String> {
     rustix::stdio::dup2_stdin(&console)?;
     rustix::stdio::dup2_stdout(&console)?;
     rustix::stdio::dup2_stderr(&console)?;
-    Ok(format!("Linux {}", rustix::system::uname().release().to_string_lossy()))
+    Ok(format!(
+        "Linux {}",
+        rustix::system::uname().release().to_string_lossy()
+    ))
 }
 
 /// The kernel has set the clock from the machine's own, if it has one (`CONFIG_RTC_HCTOSYS`).
 fn clock() -> anyhow::Result<String> {
     /// 2025-01-01; no machine that runs this is older.
     const EARLIEST: u64 = 1_735_689_600;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)?
+        .as_secs();
     anyhow::ensure!(
         now >= EARLIEST,
         "The machine's clock is not set, so TLS certificates will look invalid; set it in the firmware"

@@ -31,13 +31,19 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Makes the bridge, or finds the one that an earlier supervisor made.
 pub(crate) fn open_bridge(modules: &Loader) -> anyhow::Result<Network> {
-    MODULES.iter().try_for_each(|module| modules.load(module)).map_err(anyhow::Error::msg)?;
+    MODULES
+        .iter()
+        .try_for_each(|module| modules.load(module))
+        .map_err(anyhow::Error::msg)?;
     Network::open(BRIDGE, GATEWAY).context("Cannot set up the zones' bridge")
 }
 
 /// Starts the DHCP clients and tells the console of every change. Nothing waits for a lease.
 pub(crate) fn start_uplinks(hostname: &str) -> anyhow::Result<()> {
-    let config = UplinkConfig { hostname: Some(hostname.to_owned()), ..UplinkConfig::default() };
+    let config = UplinkConfig {
+        hostname: Some(hostname.to_owned()),
+        ..UplinkConfig::default()
+    };
     let uplinks = Uplinks::start(config).context("Cannot start the uplinks")?;
     tokio::spawn(follow(uplinks));
     Ok(())
@@ -70,7 +76,11 @@ fn describe(status: &Status) -> String {
     for uplink in &status.uplinks {
         let separator = if text.is_empty() { "" } else { "; " };
         let _ = match (&uplink.lease, &uplink.trouble) {
-            (Some(lease), _) => write!(text, "{separator}{} has {}/{}", uplink.link, lease.address, lease.prefix),
+            (Some(lease), _) => write!(
+                text,
+                "{separator}{} has {}/{}",
+                uplink.link, lease.address, lease.prefix
+            ),
             (None, Some(trouble)) => write!(text, "{separator}{}: {trouble}", uplink.link),
             (None, None) if !uplink.carrier => write!(text, "{separator}{}: no cable", uplink.link),
             (None, None) => write!(text, "{separator}{}: asking for an address", uplink.link),

@@ -35,8 +35,17 @@ impl Loader {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => ModuleIndex::default(),
             Err(error) => return Err(error).context(format!("Cannot read {}", path.display())),
         };
-        let loaded = index.modules.keys().map(|name| (name.clone(), OnceLock::new())).collect();
-        Ok(Self { dir, index, loaded, seen: Mutex::default() })
+        let loaded = index
+            .modules
+            .keys()
+            .map(|name| (name.clone(), OnceLock::new()))
+            .collect();
+        Ok(Self {
+            dir,
+            index,
+            loaded,
+            seen: Mutex::default(),
+        })
     }
 
     /// Loads a module and what it depends on. One that the index does not know is taken to be
@@ -56,7 +65,8 @@ impl Loader {
                 let _ = self.load(wanted);
             }
             for needed in &entry.depends {
-                self.load(needed).map_err(|error| format!("{error} (needed by {name})"))?;
+                self.load(needed)
+                    .map_err(|error| format!("{error} (needed by {name})"))?;
             }
             if Path::new("/sys/module").join(&name).exists() {
                 return Ok(());
@@ -74,7 +84,11 @@ impl Loader {
         from == target
             || depth > 64
             || self.index.modules.get(from).is_some_and(|entry| {
-                entry.depends.iter().chain(&entry.soft).any(|next| self.reaches(next, target, depth + 1))
+                entry
+                    .depends
+                    .iter()
+                    .chain(&entry.soft)
+                    .any(|next| self.reaches(next, target, depth + 1))
             })
     }
 
@@ -92,7 +106,10 @@ impl Loader {
                 .modules
                 .iter()
                 .filter(|(_, entry)| {
-                    entry.aliases.iter().any(|pattern| fresh.iter().any(|alias| matches(pattern, alias)))
+                    entry
+                        .aliases
+                        .iter()
+                        .any(|pattern| fresh.iter().any(|alias| matches(pattern, alias)))
                 })
                 .map(|(name, _)| name)
                 .collect();
@@ -110,7 +127,10 @@ impl Loader {
 
     /// How many modules this process has put into the kernel.
     pub(crate) fn count(&self) -> usize {
-        self.loaded.values().filter(|slot| matches!(slot.get(), Some(Ok(())))).count()
+        self.loaded
+            .values()
+            .filter(|slot| matches!(slot.get(), Some(Ok(()))))
+            .count()
     }
 }
 
@@ -200,10 +220,19 @@ mod tests {
     fn modalias_patterns_match_as_fnmatch_does() {
         let yes = [
             ("virtio:d00000001v*", "virtio:d00000001v00001AF4"),
-            ("pci:v00008086d0000100Esv*sd*bc*sc*i*", "pci:v00008086d0000100Esv00001AF4sd00001100bc02sc00i00"),
+            (
+                "pci:v00008086d0000100Esv*sd*bc*sc*i*",
+                "pci:v00008086d0000100Esv00001AF4sd00001100bc02sc00i00",
+            ),
             ("acpi*:QEMU0002:*", "acpi:QEMU0002:"),
-            ("cpu:type:x86,ven*fam*mod*:feature:*0081*", "cpu:type:x86,ven0002fam000Fmod006B:feature:,0000,0081,0082"),
-            ("usb:v*p*d*dc*dsc*dp*ic08isc0[24]ip50in*", "usb:v0781p5581d0100dc00dsc00dp00ic08isc04ip50in00"),
+            (
+                "cpu:type:x86,ven*fam*mod*:feature:*0081*",
+                "cpu:type:x86,ven0002fam000Fmod006B:feature:,0000,0081,0082",
+            ),
+            (
+                "usb:v*p*d*dc*dsc*dp*ic08isc0[24]ip50in*",
+                "usb:v0781p5581d0100dc00dsc00dp00ic08isc04ip50in00",
+            ),
             ("a[0-9]?*", "a5bc"),
             ("*", ""),
         ];

@@ -2,8 +2,7 @@
 //!
 //! The kernel starts `/init` on its initramfs, which can be neither unmounted nor pivoted away
 //! from (`pivot_root(2)`), yet every zone pivots. So the first thing is a tmpfs that takes the
-//! place of the root; what the appliance needs is moved there and the rest of the initramfs's
-//! memory is freed with it.
+//! place of the root, with what the appliance needs of the initramfs bound below it.
 
 use std::fs;
 use std::io;
@@ -27,8 +26,20 @@ const NO_SUID_DEV_EXEC: MountFlags = MountFlags::NOSUID
 
 /// In order: a later target may lie within an earlier one.
 const MOUNTS: &[Entry] = &[
-    Entry { source: "proc", target: "/proc", fstype: "proc", flags: NO_SUID_DEV_EXEC, data: "" },
-    Entry { source: "sysfs", target: "/sys", fstype: "sysfs", flags: NO_SUID_DEV_EXEC, data: "" },
+    Entry {
+        source: "proc",
+        target: "/proc",
+        fstype: "proc",
+        flags: NO_SUID_DEV_EXEC,
+        data: "",
+    },
+    Entry {
+        source: "sysfs",
+        target: "/sys",
+        fstype: "sysfs",
+        flags: NO_SUID_DEV_EXEC,
+        data: "",
+    },
     Entry {
         source: "devtmpfs",
         target: "/dev",
@@ -43,8 +54,20 @@ const MOUNTS: &[Entry] = &[
         flags: MountFlags::NOSUID.union(MountFlags::NOEXEC),
         data: "mode=0620,ptmxmode=0666",
     },
-    Entry { source: "shm", target: "/dev/shm", fstype: "tmpfs", flags: NO_SUID_DEV_EXEC, data: "mode=1777" },
-    Entry { source: "mqueue", target: "/dev/mqueue", fstype: "mqueue", flags: NO_SUID_DEV_EXEC, data: "" },
+    Entry {
+        source: "shm",
+        target: "/dev/shm",
+        fstype: "tmpfs",
+        flags: NO_SUID_DEV_EXEC,
+        data: "mode=1777",
+    },
+    Entry {
+        source: "mqueue",
+        target: "/dev/mqueue",
+        fstype: "mqueue",
+        flags: NO_SUID_DEV_EXEC,
+        data: "",
+    },
     Entry {
         source: "cgroup2",
         target: "/sys/fs/cgroup",
@@ -67,8 +90,8 @@ const NEW_ROOT: &str = "/new-root";
 
 /// Puts a tmpfs in the place of the initramfs.
 ///
-/// Modules and preloaded images are not copied: they stay on the initramfs, which is bound below
-/// the new root at the same path until the supervisor has used and deleted them.
+/// Nothing is copied: what is used further stays on the initramfs and is bound below the new root at
+/// the same path; modules and images are deleted there when they have been used.
 pub(crate) fn leave_initramfs() -> anyhow::Result<String> {
     fs::create_dir_all(NEW_ROOT)?;
     mount("root", NEW_ROOT, "tmpfs", MountFlags::NOSUID, c"mode=0755")
@@ -83,17 +106,15 @@ pub(crate) fn leave_initramfs() -> anyhow::Result<String> {
     Ok(String::new())
 }
 
-/// A file is copied and its original deleted; a folder is bound.
+/// Binds a file or folder of the initramfs at the same path below the new root.
 fn carry(path: &str) -> io::Result<()> {
     let target = format!("{NEW_ROOT}{path}");
     if Path::new(path).is_dir() {
         fs::create_dir_all(&target)?;
-        rustix::mount::mount_bind(path, &target)?;
     } else {
-        fs::copy(path, &target)?;
-        fs::remove_file(path)?;
+        fs::File::create(&target)?;
     }
-    Ok(())
+    Ok(rustix::mount::mount_bind(path, &target)?)
 }
 
 /// Mounts the table. One file system that is missing does not keep the others away.
@@ -102,8 +123,14 @@ pub(crate) fn mount_all() -> anyhow::Result<String> {
     for entry in MOUNTS {
         let data = std::ffi::CString::new(entry.data)?;
         let done = fs::create_dir_all(entry.target).and_then(|()| {
-            mount(entry.source, entry.target, entry.fstype, entry.flags, data.as_c_str())
-                .map_err(io::Error::from)
+            mount(
+                entry.source,
+                entry.target,
+                entry.fstype,
+                entry.flags,
+                data.as_c_str(),
+            )
+            .map_err(io::Error::from)
         });
         if let Err(error) = done {
             failed.push(format!("{}: {error}", entry.target));

@@ -30,7 +30,10 @@ pub(crate) fn kind() -> String {
 
 /// Loads what the store needs of the kernel.
 pub(crate) fn load_modules(modules: &Loader) -> anyhow::Result<()> {
-    MODULES.iter().try_for_each(|module| modules.load(module)).map_err(anyhow::Error::msg)
+    MODULES
+        .iter()
+        .try_for_each(|module| modules.load(module))
+        .map_err(anyhow::Error::msg)
 }
 
 /// Opens the pool that the policy allows and the store in it. A pool that an earlier supervisor
@@ -42,8 +45,17 @@ pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store
         say!("pool: {note}");
     }
     match &opened.kind {
-        Kind::Disk { name, size, formatted_now, .. } => {
-            let verb = if *formatted_now { "claimed the blank disk" } else { "on disk" };
+        Kind::Disk {
+            name,
+            size,
+            formatted_now,
+            ..
+        } => {
+            let verb = if *formatted_now {
+                "claimed the blank disk"
+            } else {
+                "on disk"
+            };
             say!("pool: {verb} {name}, {}", human(*size));
         }
         Kind::Memory { size } => say!(

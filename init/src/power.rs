@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process, wait, WaitOptions};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, wait};
 use rustix::system::RebootCommand;
 
 use crate::console::say;
@@ -34,7 +34,10 @@ pub(crate) fn end_machine(end: End) -> ! {
         let _ = done.send(());
     });
     if quiesce.is_err() || finished.recv_timeout(LIMIT).is_err() {
-        say!("the disks did not finish within {} s; going down without them", LIMIT.as_secs());
+        say!(
+            "the disks did not finish within {} s; going down without them",
+            LIMIT.as_secs()
+        );
     }
     let (word, command) = match end {
         End::PowerOff => ("power off", RebootCommand::PowerOff),
@@ -51,7 +54,9 @@ pub(crate) fn end_machine(end: End) -> ! {
 
 /// Ends all processes but this one and waits for them.
 fn kill_everything() {
-    let Ok(entries) = fs::read_dir("/proc") else { return };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return;
+    };
     let me = rustix::process::getpid();
     let others = entries.flatten().filter_map(|entry| {
         let pid = entry.file_name().to_str()?.parse::<i32>().ok()?;
@@ -67,7 +72,9 @@ fn kill_everything() {
 
 /// Unmounts everything that lies on a disk, the last mounted first.
 fn unmount_all() {
-    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return };
+    let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else {
+        return;
+    };
     let on_disk = mounts
         .lines()
         .filter_map(|line| {

@@ -26,9 +26,14 @@ pub(crate) async fn images(store: &Arc<Store>, images: &[PreloadedImage]) {
 
 fn load(store: &Store, image: &PreloadedImage) -> anyhow::Result<String> {
     let path = Path::new(IMAGES_DIR).join(&image.file);
-    let reference: Reference =
-        image.reference.parse().with_context(|| format!("The image name {} is not one", image.reference))?;
-    let there = store.images().into_iter().find(|there| there.id.to_string() == image.id);
+    let reference: Reference = image
+        .reference
+        .parse()
+        .with_context(|| format!("The image name {} is not one", image.reference))?;
+    let there = store
+        .images()
+        .into_iter()
+        .find(|there| there.id.to_string() == image.id);
     let told = match there {
         Some(there) if there.references.contains(&reference) => format!("{} is there", image.reference),
         Some(there) => {
@@ -37,7 +42,9 @@ fn load(store: &Store, image: &PreloadedImage) -> anyhow::Result<String> {
         }
         None => {
             let file = File::open(&path).with_context(|| format!("Cannot open {}", path.display()))?;
-            store.load(io::BufReader::new(file), &mut |_| {}).with_context(|| format!("Cannot load {}", path.display()))?;
+            store
+                .load(io::BufReader::new(file), &mut |_| {})
+                .with_context(|| format!("Cannot load {}", path.display()))?;
             format!("loaded {}", image.reference)
         }
     };

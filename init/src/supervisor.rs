@@ -45,7 +45,9 @@ pub(crate) fn run() -> ExitCode {
 }
 
 fn try_run() -> anyhow::Result<()> {
-    let number = std::env::args().nth(2).context("The socket to process 1 is missing")?;
+    let number = std::env::args()
+        .nth(2)
+        .context("The socket to process 1 is missing")?;
     let keeper = sys::socket::inherited(number.parse().context("The socket to process 1 has no number")?)
         .context("The socket to process 1 is closed")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -79,7 +81,9 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     let name = report("name", Instant::now(), identity::name_machine(bundle.as_ref())).unwrap_or_default();
     let served = match &bundle {
         Some(bundle) => api(bundle, listening, &zones, &engine).await,
-        None => Err(anyhow::anyhow!("The machine was given no identity, so nobody can be let in; boot it with a node bundle")),
+        None => Err(anyhow::anyhow!(
+            "The machine was given no identity, so nobody can be let in; boot it with a node bundle"
+        )),
     };
     report("api", Instant::now(), served);
     tokio::spawn(bring_up(engine.clone(), config, network, store, name));
@@ -119,7 +123,7 @@ async fn api(
     zones: &Zones,
     engine: &Arc<Engine>,
 ) -> anyhow::Result<String> {
-    let tls = docker::tls_config(bundle).context("The node bundle's identity is damaged")?;
+    let tls = docker::tls::server_config(bundle).context("The node bundle's identity is damaged")?;
     let listener = match listening {
         Some(fd) => std::net::TcpListener::from(fd),
         None => {
@@ -154,9 +158,7 @@ async fn bring_up(
         Ok(Some(store)) => {
             engine.set_store(store.clone());
             preload::images(&store, &config.images).await;
-            for line in engine.start_boot_zones(&config.zones).await {
-                say!("zones: {line}");
-            }
+            engine.start_boot_zones(&config.zones).await;
         }
         _ => engine.no_store("The pool could not be opened; the console says why."),
     }
@@ -191,7 +193,11 @@ fn devices(loader: &Arc<Loader>) -> JoinHandle<()> {
         for failure in loader.load_for_devices() {
             say!("devices: {failure}");
         }
-        report("devices", started, anyhow::Ok(format!("{} modules", loader.count())));
+        report(
+            "devices",
+            started,
+            anyhow::Ok(format!("{} modules", loader.count())),
+        );
     })
 }
 
@@ -199,7 +205,11 @@ fn devices(loader: &Arc<Loader>) -> JoinHandle<()> {
 fn load_always(config: &Arc<BootConfig>, loader: &Arc<Loader>) {
     let (config, loader) = (config.clone(), loader.clone());
     spawn_blocking(move || {
-        for failure in config.load_modules.iter().filter_map(|name| loader.load(name).err()) {
+        for failure in config
+            .load_modules
+            .iter()
+            .filter_map(|name| loader.load(name).err())
+        {
             say!("modules: {failure}");
         }
     });
