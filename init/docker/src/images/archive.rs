@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use store::{ContainerConfig, ImageConfig, Reference, Store};
+use store::{ContainerConfig, History, ImageConfig, Reference, Store};
 use tokio::io::AsyncRead;
 use tokio_util::io::SyncIoBridge;
 
@@ -15,12 +15,27 @@ pub(super) async fn load(engine: &Arc<Engine>, req: Request) -> Result<Response>
     let store = engine.store().await?;
     let (sender, response) = ndjson();
     let archive = reader(req);
+    let engine = engine.clone();
     tokio::task::spawn_blocking(move || {
         let outcome = store.load(archive, &mut |_| {});
+        for image in outcome.iter().flatten() {
+            let id = image.id.to_string();
+            super::tell(
+                &engine,
+                "load",
+                &id,
+                &image
+                    .references
+                    .first()
+                    .map_or_else(|| id.clone(), ToString::to_string),
+            );
+        }
         let sent = match outcome {
             Ok(loaded) => loaded.iter().try_for_each(|image| {
                 if image.references.is_empty() {
-                    return sender.blocking_send_json(&json!({ "stream": format!("Loaded image ID: {}\n", image.id) }));
+                    return sender.blocking_send_json(
+                        &json!({ "stream": format!("Loaded image ID: {}\n", image.id) }),
+                    );
                 }
                 image.references.iter().try_for_each(|name| {
                     sender.blocking_send_json(&json!({ "stream": format!("Loaded image: {name}\n") }))
@@ -44,7 +59,7 @@ fn reader(req: Request) -> SyncIoBridge<std::pin::Pin<Box<dyn AsyncRead + Send>>
 }
 
 /// `POST /images/create?fromSrc=-`: the body is the tar of a root file system.
-pub(super) fn import(store: Arc<Store>, req: Request) -> Result<Response> {
+pub(super) fn import(engine: &Arc<Engine>, store: Arc<Store>, req: Request) -> Result<Response> {
     if req.query.get("fromSrc") != Some("-") {
         return Err(ApiError::not_implemented(
             "Monobloc imports from the client only: `docker import FILE` or `docker import -`.",
@@ -60,15 +75,35 @@ pub(super) fn import(store: Arc<Store>, req: Request) -> Result<Response> {
             })
         }
     };
+    let now = zones::log::now();
     let config = ImageConfig {
         config: changes(req.query.all("changes"))?,
         architecture: "amd64".to_owned(),
         os: "linux".to_owned(),
+        created: Some(now.clone()),
+        history: vec![History {
+            created: Some(now),
+            comment: Some(req.query.get("message").unwrap_or("Imported from -").to_owned()),
+            ..History::default()
+        }],
         ..ImageConfig::default()
     };
     let (sender, response) = ndjson();
     let archive = reader(req);
-    tokio::task::spawn_blocking(move || send_imported(&sender, store.import(archive, config, reference.as_ref())));
+    let engine = engine.clone();
+    tokio::task::spawn_blocking(move || {
+        let outcome = store.import(archive, config, reference.as_ref());
+        if let Ok(image) = &outcome {
+            let id = image.id.to_string();
+            super::tell(
+                &engine,
+                "import",
+                &id,
+                &reference.map_or_else(|| id.clone(), |name| name.to_string()),
+            );
+        }
+        send_imported(&sender, outcome);
+    });
     Ok(response)
 }
 
@@ -85,21 +120,33 @@ fn send_imported(sender: &BodySender, outcome: store::Result<store::Image>) {
 fn changes<'a>(lines: impl Iterator<Item = &'a str>) -> Result<ContainerConfig> {
     let mut config = ContainerConfig::default();
     for line in lines.filter(|line| !line.trim().is_empty()) {
-        let (instruction, rest) = line.trim().split_once(char::is_whitespace).unwrap_or((line.trim(), ""));
+        let (instruction, rest) = line
+            .trim()
+            .split_once(char::is_whitespace)
+            .unwrap_or((line.trim(), ""));
         let rest = rest.trim();
         match instruction.to_ascii_uppercase().as_str() {
             "CMD" => config.cmd = Some(command(rest)),
             "ENTRYPOINT" => config.entrypoint = Some(command(rest)),
             "ENV" => config.env.push(rest.to_owned()),
+            "LABEL" => {
+                let (key, value) = rest.split_once('=').unwrap_or((rest, ""));
+                let unquoted = |text: &str| text.trim_matches('"').to_owned();
+                config.labels.insert(unquoted(key), unquoted(value));
+            }
             "USER" => rest.clone_into(&mut config.user),
             "WORKDIR" => rest.clone_into(&mut config.working_dir),
             "EXPOSE" => {
-                let port = if rest.contains('/') { rest.to_owned() } else { format!("{rest}/tcp") };
+                let port = if rest.contains('/') {
+                    rest.to_owned()
+                } else {
+                    format!("{rest}/tcp")
+                };
                 config.exposed_ports.insert(port, json!({}));
             }
             other => {
                 return Err(ApiError::bad_request(format!(
-                    "{other} is not among the changes that an import takes: CMD, ENTRYPOINT, ENV, EXPOSE, USER, WORKDIR."
+                    "{other} is not among the changes that an import takes: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, WORKDIR."
                 )));
             }
         }
@@ -109,7 +156,8 @@ fn changes<'a>(lines: impl Iterator<Item = &'a str>) -> Result<ContainerConfig> 
 
 /// A JSON list, or a line for the shell.
 fn command(text: &str) -> Vec<String> {
-    serde_json::from_str(text).unwrap_or_else(|_| vec!["/bin/sh".to_owned(), "-c".to_owned(), text.to_owned()])
+    serde_json::from_str(text)
+        .unwrap_or_else(|_| vec!["/bin/sh".to_owned(), "-c".to_owned(), text.to_owned()])
 }
 
 #[cfg(test)]
@@ -118,11 +166,28 @@ mod tests {
 
     #[test]
     fn the_changes_of_an_import_are_read_and_others_refused() {
-        let read = changes(["CMD [\"sh\", \"-l\"]", "entrypoint run it", "EXPOSE 80", "ENV A=b"].into_iter()).unwrap();
+        let read = changes(
+            [
+                "CMD [\"sh\", \"-l\"]",
+                "entrypoint run it",
+                "EXPOSE 80",
+                "ENV A=b",
+            ]
+            .into_iter(),
+        )
+        .unwrap();
         assert_eq!(read.cmd, Some(vec!["sh".to_owned(), "-l".to_owned()]));
-        assert_eq!(read.entrypoint, Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), "run it".to_owned()]));
+        assert_eq!(
+            read.entrypoint,
+            Some(vec!["/bin/sh".to_owned(), "-c".to_owned(), "run it".to_owned()])
+        );
         assert!(read.exposed_ports.contains_key("80/tcp"));
         assert_eq!(read.env, ["A=b"]);
-        assert!(changes(["RUN rm"].into_iter()).unwrap_err().message.contains("RUN"));
+        assert!(
+            changes(["RUN rm"].into_iter())
+                .unwrap_err()
+                .message
+                .contains("RUN")
+        );
     }
 }

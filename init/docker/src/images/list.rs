@@ -11,9 +11,11 @@ use time::format_description::well_known::Rfc3339;
 
 use super::find;
 use crate::engine::Engine;
-use crate::http::{self, Request, Response, Result};
+use crate::http::{self, ApiVersion, Request, Response, Result};
 
-const FILTERS: &[&str] = &["reference", "dangling", "label", "before", "since", "until"];
+const FILTERS: &[&str] = &["reference", "dangling", "label", "before", "since"];
+/// Since this version a nameless image has empty lists of names.
+const EMPTY_NAMES: ApiVersion = ApiVersion(1, 43);
 
 /// `GET /images/json`
 pub(super) async fn list(engine: &Arc<Engine>, req: Request) -> Result<Response> {
@@ -21,24 +23,43 @@ pub(super) async fn list(engine: &Arc<Engine>, req: Request) -> Result<Response>
     let filters = req.query.filters()?;
     filters.only(FILTERS)?;
     let edge = |key: &str| -> Result<Option<i64>> {
-        let Some(name) = filters.get(key).first() else { return Ok(None) };
+        let Some(name) = filters.get(key).first() else {
+            return Ok(None);
+        };
         find(&store, name).map(|image| Some(seconds(&image.created)))
     };
     let (before, since) = (edge("before")?, edge("since")?);
     let shown = |image: &Image| {
         let created = seconds(&image.created);
         filters.labels(|key| image.config.config.labels.get(key).map(String::as_str))
-            && filters.matches("dangling", |wanted| image.references.is_empty() == matches!(wanted, "1" | "true"))
+            && filters.matches("dangling", |wanted| {
+                image.references.is_empty() == matches!(wanted, "1" | "true")
+            })
             && filters.matches("reference", |pattern| {
-                image.references.iter().chain(&image.digests).any(|name| fits(pattern, name))
+                image
+                    .references
+                    .iter()
+                    .chain(&image.digests)
+                    .any(|name| fits(pattern, name))
             })
             && before.is_none_or(|edge| created < edge)
             && since.is_none_or(|edge| created > edge)
     };
     let mut images: Vec<Image> = store.images().into_iter().filter(shown).collect();
     images.sort_by_key(|image| std::cmp::Reverse(seconds(&image.created)));
-    let list: Vec<ImageSummary> = images.into_iter().map(summary).collect();
+    let mut list: Vec<ImageSummary> = images.into_iter().map(summary).collect();
+    if req.version < EMPTY_NAMES {
+        list.iter_mut().for_each(name_the_nameless);
+    }
     http::ok(&list)
+}
+
+/// Older clients show an image without names only if it has these.
+fn name_the_nameless(summary: &mut ImageSummary) {
+    if summary.repo_tags.is_empty() && summary.repo_digests.is_empty() {
+        summary.repo_tags.push("<none>:<none>".to_owned());
+        summary.repo_digests.push("<none>@<none>".to_owned());
+    }
 }
 
 fn summary(image: Image) -> ImageSummary {
@@ -117,7 +138,10 @@ pub(super) async fn inspect(engine: &Arc<Engine>, req: Request) -> Result<Respon
 pub(super) async fn history(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
     let image = find(&store, &req.name)?;
-    let mut sizes = image.layers.iter().map(|chain| store.layer(chain).map_or(0, |layer| layer.size));
+    let mut sizes = image
+        .layers
+        .iter()
+        .map(|chain| store.layer(chain).map_or(0, |layer| layer.size));
     let mut entries: Vec<ImageHistoryResponseItem> = image
         .config
         .history
@@ -127,7 +151,11 @@ pub(super) async fn history(engine: &Arc<Engine>, req: Request) -> Result<Respon
             created: entry.created.as_deref().map_or(0, seconds),
             created_by: entry.created_by.clone().unwrap_or_default(),
             tags: Vec::new(),
-            size: if entry.empty_layer { 0 } else { i64::try_from(sizes.next().unwrap_or(0)).unwrap_or(i64::MAX) },
+            size: if entry.empty_layer {
+                0
+            } else {
+                i64::try_from(sizes.next().unwrap_or(0)).unwrap_or(i64::MAX)
+            },
             comment: entry.comment.clone().unwrap_or_default(),
         })
         .collect();
@@ -146,7 +174,12 @@ mod tests {
     #[test]
     fn the_reference_filter_takes_globs_that_stay_within_a_path_part() {
         let name: Reference = "example.com/team/web:v1.2".parse().unwrap();
-        for yes in ["example.com/team/web", "example.com/*/web:v1*", "example.com/team/w?b", "*/*/*"] {
+        for yes in [
+            "example.com/team/web",
+            "example.com/*/web:v1*",
+            "example.com/team/w?b",
+            "*/*/*",
+        ] {
             assert!(fits(yes, &name), "{yes}");
         }
         for no in ["web", "*", "example.com/*", "example.com/team/web:v2"] {

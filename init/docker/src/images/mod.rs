@@ -5,6 +5,7 @@ mod list;
 mod pull;
 mod remove;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -12,13 +13,18 @@ use store::Image;
 
 use crate::engine::Engine;
 use crate::http::{self, ApiError, Request, Response, Result};
-use crate::registry::{Credentials, Session};
+use crate::registry::{Credentials, RegistryError, Session};
 use crate::routes;
 
 /// Answers everything below `/images`, `/auth`, `/build` and `/distribution`.
 ///
 /// An image's name may have slashes, so it is what lies between `/images/` and the verb.
-pub async fn route(engine: Arc<Engine>, method: &str, segments: &[&str], mut req: Request) -> Result<Response> {
+pub async fn route(
+    engine: Arc<Engine>,
+    method: &str,
+    segments: &[&str],
+    mut req: Request,
+) -> Result<Response> {
     match (method, segments) {
         ("POST", ["auth"]) => auth(&engine, req).await,
         ("GET", ["images", "json"]) => list::list(&engine, req).await,
@@ -45,6 +51,16 @@ pub async fn route(engine: Arc<Engine>, method: &str, segments: &[&str], mut req
     }
 }
 
+/// Tells those who listen what became of an image.
+fn tell(engine: &Engine, action: &str, id: &str, name: &str) {
+    engine.events.tell(
+        "image",
+        action,
+        id,
+        BTreeMap::from([("name".to_owned(), name.to_owned())]),
+    );
+}
+
 /// Finds an image, with Docker's words where there is none.
 fn find(store: &store::Store, name: &str) -> Result<Image> {
     store.resolve(name).map_err(|error| match error {
@@ -61,17 +77,35 @@ async fn auth(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
         serveraddress: String,
     }
     let body = req.bytes().await?;
-    let address: Address = serde_json::from_slice(&body)
-        .map_err(|error| ApiError::bad_request(format!("The request's body is not the JSON expected: {error}.")))?;
+    let address: Address = serde_json::from_slice(&body).map_err(|error| {
+        ApiError::bad_request(format!("The request's body is not the JSON expected: {error}."))
+    })?;
     let credentials = Credentials::from_json(&body)?;
-    let server = address.serveraddress.trim_start_matches("https://").trim_start_matches("http://");
+    let server = address
+        .serveraddress
+        .trim_start_matches("https://")
+        .trim_start_matches("http://");
     let registry = match server.split('/').next().unwrap_or_default() {
         "" | "index.docker.io" => "docker.io",
         other => other,
     };
     // Any name in the registry will do; none is asked for.
     let reference = format!("{registry}/library/scratch").parse::<store::Reference>()?;
+    // A single word would be read as a user of Docker's own registry, which must not get the password.
+    if reference.registry() != registry {
+        return Err(ApiError::bad_request(format!(
+            "`{registry}` is not a registry's address; give its full name or its port."
+        )));
+    }
     let session = Session::new(&reference, credentials, &engine.config.registry.insecure)?;
-    session.check().await.map_err(|error| ApiError::new(StatusCode::UNAUTHORIZED, error.to_string()))?;
+    session.check().await.map_err(|error| match error {
+        RegistryError::Denied { reason, .. } => ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            format!(
+                "login attempt to https://{registry}/v2/ failed with status: 401 Unauthorized ({reason})"
+            ),
+        ),
+        other => other.into(),
+    })?;
     http::ok(&serde_json::json!({ "Status": "Login Succeeded", "IdentityToken": "" }))
 }

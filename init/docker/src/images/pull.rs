@@ -17,7 +17,9 @@ const DEPTH: usize = 64;
 /// `POST /images/create`
 pub(super) async fn create(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
-    let Some(name) = req.query.get("fromImage") else { return archive::import(store, req) };
+    let Some(name) = req.query.get("fromImage") else {
+        return archive::import(engine, store, req);
+    };
     if let Some(platform) = req.query.get("platform")
         && !matches!(platform, "linux/amd64" | "linux" | "linux/x86_64")
     {
@@ -31,11 +33,14 @@ pub(super) async fn create(engine: &Arc<Engine>, req: Request) -> Result<Respons
     // What fails before the first word has a status of its own; later failures lie in the stream.
     let pull = Pull::begin(session).await?;
     let (sender, response) = ndjson();
+    let engine = engine.clone();
     tokio::spawn(async move {
         // A client that goes away ends the pull.
         tokio::select! {
             () = sender.closed() => {}
-            () = run(pull, store, &reference, &sender) => {}
+            pulled = run(pull, store, &reference, &sender) => if pulled.is_some() {
+                super::tell(&engine, "pull", &reference.to_string(), &reference.familiar_name());
+            }
         }
     });
     Ok(response)
@@ -51,12 +56,13 @@ fn reference(name: &str, tag: Option<&str>) -> Result<Reference> {
     })
 }
 
-async fn run(pull: Pull, store: Arc<Store>, reference: &Reference, sender: &BodySender) {
-    let id = reference.digest().map_or_else(|| reference.tag().unwrap_or_default().to_owned(), ToString::to_string);
+async fn run(pull: Pull, store: Arc<Store>, reference: &Reference, sender: &BodySender) -> Option<Pulled> {
+    let id = reference.digest().map_or_else(
+        || reference.tag().unwrap_or_default().to_owned(),
+        ToString::to_string,
+    );
     let first = json!({ "status": format!("Pulling from {}", reference.path()), "id": id });
-    if sender.send_json(&first).await.is_err() {
-        return;
-    }
+    sender.send_json(&first).await.ok()?;
     let (events, mut coming) = mpsc::channel(DEPTH);
     let telling = async {
         while let Some(event) = coming.recv().await {
@@ -66,19 +72,23 @@ async fn run(pull: Pull, store: Arc<Store>, reference: &Reference, sender: &Body
         }
     };
     let (outcome, ()) = tokio::join!(pull.run(store, events), telling);
-    let lines = match outcome {
-        Ok(pulled) => ending(reference, &pulled),
+    let lines = match &outcome {
+        Ok(pulled) => ending(reference, pulled),
         Err(error) => vec![archive::failure(&error.to_string())],
     };
     for line in lines {
-        if sender.send_json(&line).await.is_err() {
-            return;
-        }
+        // What was pulled is there, whether the client still listens or not.
+        let _ = sender.send_json(&line).await;
     }
+    outcome.ok()
 }
 
 fn ending(reference: &Reference, pulled: &Pulled) -> Vec<Value> {
-    let verdict = if pulled.changed { "Downloaded newer image" } else { "Image is up to date" };
+    let verdict = if pulled.changed {
+        "Downloaded newer image"
+    } else {
+        "Image is up to date"
+    };
     vec![
         json!({ "status": format!("Digest: {}", pulled.digest) }),
         json!({ "status": format!("Status: {verdict} for {reference}") }),
@@ -87,7 +97,8 @@ fn ending(reference: &Reference, pulled: &Pulled) -> Vec<Value> {
 
 fn tell(event: &Event) -> Value {
     let short = |digest: &Digest| digest.hex().chars().take(12).collect::<String>();
-    let line = |status: &str, layer: &Digest| json!({ "status": status, "progressDetail": {}, "id": short(layer) });
+    let line =
+        |status: &str, layer: &Digest| json!({ "status": status, "progressDetail": {}, "id": short(layer) });
     match event {
         Event::Waiting(layer) => line("Pulling fs layer", layer),
         Event::Exists(layer) => line("Already exists", layer),
@@ -107,7 +118,9 @@ fn tell(event: &Event) -> Value {
 fn bar(done: u64, total: u64) -> String {
     const WIDTH: u64 = 50;
     let megabytes = |bytes: u64| format!("{:.3}MB", bytes as f64 / 1e6);
-    let Some(filled) = (done.min(total) * WIDTH).checked_div(total) else { return megabytes(done) };
+    let Some(filled) = (done.min(total) * WIDTH).checked_div(total) else {
+        return megabytes(done);
+    };
     let full = "=".repeat(usize::try_from(filled).unwrap_or(0));
     let rest = " ".repeat(usize::try_from(WIDTH - filled).unwrap_or(0));
     format!("[{full}>{rest}]  {}/{}", megabytes(done), megabytes(total))
@@ -122,7 +135,14 @@ mod tests {
         let digest = format!("sha256:{}", "a".repeat(64));
         assert_eq!(reference("busybox", None).unwrap().tag(), Some("latest"));
         assert_eq!(reference("busybox", Some("1")).unwrap().tag(), Some("1"));
-        assert_eq!(reference("busybox", Some(&digest)).unwrap().digest().unwrap().to_string(), digest);
+        assert_eq!(
+            reference("busybox", Some(&digest))
+                .unwrap()
+                .digest()
+                .unwrap()
+                .to_string(),
+            digest
+        );
         assert!(reference("busybox", Some("no tag")).is_err());
     }
 

@@ -7,47 +7,117 @@ use hyper::StatusCode;
 use store::{Image, ImageId, Reference, Store};
 
 use super::find;
+use crate::containers::Status;
 use crate::engine::Engine;
 use crate::http::{self, ApiError, Request, Response, Result, blocking};
 
 /// `POST /images/{name}/tag`
 pub(super) async fn tag(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
-    let repository = req.query.get("repo").ok_or_else(|| ApiError::bad_request("Parameter repo is missing."))?;
+    let repository = req
+        .query
+        .get("repo")
+        .ok_or_else(|| ApiError::bad_request("Parameter repo is missing."))?;
     let mut reference: Reference = repository.parse()?;
     if let Some(tag) = req.query.get("tag") {
         reference = reference.with_tag(tag)?;
     }
+    let reference = reference.or_latest();
     let image = find(&store, &req.name)?;
-    blocking(move || store.tag(&image.id, &reference.or_latest())).await?;
+    let name = reference.to_string();
+    blocking(move || store.tag(&image.id, &reference)).await?;
+    super::tell(engine, "tag", &image.id.to_string(), &name);
     Ok(http::empty(StatusCode::CREATED))
 }
 
 /// `DELETE /images/{name}`
 pub(super) async fn remove(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
+    let running = running(engine).await?;
     let (name, force) = (req.name.clone(), req.query.flag("force"));
-    let removed = blocking(move || remove_by_name(&store, &name, force)).await?;
+    let (id, removed) = blocking(move || {
+        let id = find(&store, &name)?.id.to_string();
+        remove_by_name(&store, &name, force, &running).map(|removed| (id, removed))
+    })
+    .await?;
+    tell(engine, &id, &removed);
     http::ok(&removed)
 }
 
-fn remove_by_name(store: &Store, name: &str, force: bool) -> Result<Vec<ImageDeleteResponseItem>> {
+fn tell(engine: &Engine, id: &str, removed: &[ImageDeleteResponseItem]) {
+    for item in removed {
+        if let Some(name) = &item.untagged {
+            super::tell(engine, "untag", id, name);
+        }
+        // Layers are told as deleted too, but are no images.
+        if item.deleted.as_deref() == Some(id) {
+            super::tell(engine, "delete", id, id);
+        }
+    }
+}
+
+/// Ids of the containers that run.
+async fn running(engine: &Engine) -> Result<Vec<String>> {
+    let all = engine.containers().await?.all();
+    let runs = |status| matches!(status, Status::Running | Status::Restarting);
+    Ok(all
+        .iter()
+        .filter(|container| runs(container.record().status))
+        .map(|container| container.id.clone())
+        .collect())
+}
+
+fn remove_by_name(
+    store: &Store,
+    name: &str,
+    force: bool,
+    running: &[String],
+) -> Result<Vec<ImageDeleteResponseItem>> {
     let image = find(store, name)?;
     let mut told = Vec::new();
+    let users = users(store, &image.id);
+    let runner = users.iter().find(|zone| running.contains(zone));
     match named_by(&image, name) {
-        // One name of several: the image stays.
-        Some(reference) if image.references.len() + image.digests.len() > 1 && !is_last_tag(&image, &reference) => {
+        // One name of several: the image stays. So it does where a container runs from it.
+        Some(reference)
+            if image.references.len() + image.digests.len() > 1 && !is_last_tag(&image, &reference)
+                || force && runner.is_some() =>
+        {
             store.untag(&reference)?;
             told.push(untagged(&reference));
         }
-        Some(_) => delete(store, &image, force, &mut told)?,
-        None if image.references.len() > 1 && !force => {
-            return Err(ApiError::conflict(format!(
-                "conflict: unable to delete {} (must be forced) - image is referenced in multiple repositories",
-                short(&image.id)
-            )));
+        Some(reference) => match users.first() {
+            Some(zone) if !force => {
+                return Err(ApiError::conflict(format!(
+                    "conflict: unable to remove repository reference \"{reference}\" (must force) - container {} is using its referenced image {}",
+                    short(zone),
+                    short(&image.id.hex())
+                )));
+            }
+            _ => delete(store, &image, &mut told)?,
+        },
+        None => {
+            let hex = image.id.hex();
+            let id = short(&hex);
+            if let Some(zone) = runner {
+                return Err(ApiError::conflict(format!(
+                    "conflict: unable to delete {id} (cannot be forced) - image is being used by running container {}",
+                    short(zone)
+                )));
+            }
+            if image.references.len() > 1 && !force {
+                return Err(ApiError::conflict(format!(
+                    "conflict: unable to delete {id} (must be forced) - image is referenced in multiple repositories"
+                )));
+            }
+            if let Some(zone) = users.first().filter(|_| !force) {
+                return Err(ApiError::conflict(format!(
+                    "conflict: unable to delete {id} (must be forced) - image is being used by stopped container {}",
+                    short(zone)
+                )));
+            }
+            delete(store, &image, &mut told)?;
         }
-        None => delete(store, &image, force, &mut told)?,
     }
     Ok(told)
 }
@@ -60,21 +130,15 @@ fn is_last_tag(image: &Image, reference: &Reference) -> bool {
 /// Which of the image's names was meant; none if it was its id.
 fn named_by(image: &Image, name: &str) -> Option<Reference> {
     let wanted = name.parse::<Reference>().ok()?.or_latest();
-    image.references.iter().chain(&image.digests).find(|known| **known == wanted).cloned()
+    image
+        .references
+        .iter()
+        .chain(&image.digests)
+        .find(|known| **known == wanted)
+        .cloned()
 }
 
-fn delete(store: &Store, image: &Image, force: bool, told: &mut Vec<ImageDeleteResponseItem>) -> Result<()> {
-    let users = users(store, &image.id);
-    if let Some(zone) = users.first()
-        && !force
-    {
-        return Err(ApiError::conflict(format!(
-            "conflict: unable to remove repository reference \"{}\" (must force) - container {} is using its referenced image {}",
-            image.references.first().map(ToString::to_string).unwrap_or_default(),
-            zone.get(..12).unwrap_or(zone),
-            short(&image.id)
-        )));
-    }
+fn delete(store: &Store, image: &Image, told: &mut Vec<ImageDeleteResponseItem>) -> Result<()> {
     let layers = store.remove_image(&image.id, true)?;
     told.extend(image.references.iter().chain(&image.digests).map(untagged));
     told.push(deleted(image.id.to_string()));
@@ -83,19 +147,31 @@ fn delete(store: &Store, image: &Image, force: bool, told: &mut Vec<ImageDeleteR
 }
 
 fn users(store: &Store, id: &ImageId) -> Vec<String> {
-    store.roots().into_iter().filter(|(_, image)| image == id).map(|(zone, _)| zone).collect()
+    store
+        .roots()
+        .into_iter()
+        .filter(|(_, image)| image == id)
+        .map(|(zone, _)| zone)
+        .collect()
 }
 
-fn short(id: &ImageId) -> String {
-    id.hex().chars().take(12).collect()
+/// The beginning of an id, as people see it.
+fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
 }
 
 fn untagged(reference: &Reference) -> ImageDeleteResponseItem {
-    ImageDeleteResponseItem { untagged: Some(reference.to_string()), deleted: None }
+    ImageDeleteResponseItem {
+        untagged: Some(reference.to_string()),
+        deleted: None,
+    }
 }
 
 fn deleted(id: String) -> ImageDeleteResponseItem {
-    ImageDeleteResponseItem { untagged: None, deleted: Some(id) }
+    ImageDeleteResponseItem {
+        untagged: None,
+        deleted: Some(id),
+    }
 }
 
 /// `POST /images/prune`: images without a name, or all that no container uses (`dangling=false`).
@@ -103,13 +179,16 @@ pub(super) async fn prune(engine: &Arc<Engine>, req: Request) -> Result<Response
     let store = engine.store().await?;
     let filters = req.query.filters()?;
     filters.only(&["dangling"])?;
-    let all = filters.get("dangling").iter().any(|value| matches!(value.as_str(), "0" | "false"));
+    let all = filters
+        .get("dangling")
+        .iter()
+        .any(|value| matches!(value.as_str(), "0" | "false"));
     let pruned = blocking(move || {
         let before = store.usage()?.free;
         let mut told = Vec::new();
         for image in store.images() {
             if users(&store, &image.id).is_empty() && (all || image.references.is_empty()) {
-                delete(&store, &image, true, &mut told)?;
+                delete(&store, &image, &mut told)?;
             }
         }
         let freed = store.usage()?.free.saturating_sub(before);

@@ -39,10 +39,14 @@ const BASE64_URL: GeneralPurpose = GeneralPurpose::new(
 impl Credentials {
     /// Reads `X-Registry-Auth`; an empty header, `{}` or `null` mean none.
     pub(crate) fn from_header(header: Option<&str>) -> Result<Option<Self>, RegistryError> {
-        let Some(header) = header.map(str::trim).filter(|header| !header.is_empty()) else { return Ok(None) };
+        let Some(header) = header.map(str::trim).filter(|header| !header.is_empty()) else {
+            return Ok(None);
+        };
         // Some clients send the ordinary alphabet.
         let header = header.replace('+', "-").replace('/', "_");
-        let json = BASE64_URL.decode(header).map_err(|error| RegistryError::Credentials(error.to_string()))?;
+        let json = BASE64_URL
+            .decode(header)
+            .map_err(|error| RegistryError::Credentials(error.to_string()))?;
         Self::from_json(&json)
     }
 
@@ -77,7 +81,11 @@ impl Credentials {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Challenge {
     Basic,
-    Bearer { realm: String, service: Option<String>, scope: Option<String> },
+    Bearer {
+        realm: String,
+        service: Option<String>,
+        scope: Option<String>,
+    },
 }
 
 impl Challenge {
@@ -99,7 +107,11 @@ impl Challenge {
                 _ => {}
             }
         }
-        Some(Self::Bearer { realm: realm?, service, scope })
+        Some(Self::Bearer {
+            realm: realm?,
+            service,
+            scope,
+        })
     }
 }
 
@@ -112,7 +124,10 @@ fn parameters(text: &str) -> Vec<(String, String)> {
             Some(quoted) => unquote(quoted),
             None => {
                 let end = after.find(',').unwrap_or(after.len());
-                (after.get(..end).unwrap_or_default().trim().to_owned(), after.get(end..).unwrap_or_default())
+                (
+                    after.get(..end).unwrap_or_default().trim().to_owned(),
+                    after.get(end..).unwrap_or_default(),
+                )
             }
         };
         found.push((key.trim().to_owned(), value));
@@ -163,10 +178,16 @@ mod tests {
             assert!(read(none).is_none(), "{none}");
         }
         let given = read(&encode(r#"{"username":"anna","password":"p:w"}"#)).unwrap();
-        assert_eq!((given.username.as_str(), given.password.as_str()), ("anna", "p:w"));
+        assert_eq!(
+            (given.username.as_str(), given.password.as_str()),
+            ("anna", "p:w")
+        );
         // "auth" is `anna:p:w`.
         let given = read(&encode(r#"{"auth":"YW5uYTpwOnc="}"#)).unwrap();
-        assert_eq!((given.username.as_str(), given.password.as_str()), ("anna", "p:w"));
+        assert_eq!(
+            (given.username.as_str(), given.password.as_str()),
+            ("anna", "p:w")
+        );
         for bad in ["%%%", &encode("[1]"), &encode(r#"{"username":7}"#)] {
             assert!(Credentials::from_header(Some(bad)).is_err(), "{bad}");
         }

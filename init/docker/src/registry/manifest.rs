@@ -62,7 +62,10 @@ impl Document {
         }
         let read: Either = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if read.schema_version != 2 {
-            return Err(format!("schema version {} is not supported, only 2", read.schema_version));
+            return Err(format!(
+                "schema version {} is not supported, only 2",
+                read.schema_version
+            ));
         }
         match (read.manifests, read.config, read.layers) {
             (Some(list), None, _) => Ok(Self::Index(list)),
@@ -78,9 +81,15 @@ impl Document {
 /// The entry for this machine. One without a platform is taken if there is no other.
 pub(crate) fn choose(list: &[Descriptor]) -> Option<&Descriptor> {
     let fits = |descriptor: &&Descriptor| {
-        descriptor.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == "amd64")
+        descriptor
+            .platform
+            .as_ref()
+            .is_some_and(|p| p.os == "linux" && p.architecture == "amd64")
     };
-    let unnamed = || list.iter().find(|descriptor| descriptor.platform.is_none() && !is_attestation(descriptor));
+    let unnamed = || {
+        list.iter()
+            .find(|descriptor| descriptor.platform.is_none() && !is_attestation(descriptor))
+    };
     list.iter().find(fits).or_else(unnamed)
 }
 
@@ -110,14 +119,22 @@ mod tests {
         };
         let (arm, ours) = (entry("linux", "arm64", 'a'), entry("linux", "amd64", 'b'));
         let index = format!(r#"{{"schemaVersion":2,"manifests":[{arm},{ours}]}}"#);
-        let Document::Index(list) = Document::parse(index.as_bytes()).unwrap() else { panic!("an index") };
+        let Document::Index(list) = Document::parse(index.as_bytes()).unwrap() else {
+            panic!("an index")
+        };
         assert_eq!(choose(&list).unwrap().digest.to_string(), digest('b'));
         assert!(choose(&list[..1]).is_none());
     }
 
     #[test]
     fn what_is_no_manifest_is_refused() {
-        for bad in ["", "[]", "{}", r#"{"schemaVersion":1}"#, r#"{"schemaVersion":2,"config":{"digest":"x"}}"#] {
+        for bad in [
+            "",
+            "[]",
+            "{}",
+            r#"{"schemaVersion":1}"#,
+            r#"{"schemaVersion":2,"config":{"digest":"x"}}"#,
+        ] {
             assert!(Document::parse(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -9,6 +9,8 @@ mod auth;
 mod manifest;
 mod pull;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use hyper::StatusCode;
 use store::Reference;
@@ -28,12 +30,29 @@ pub(crate) enum RegistryError {
         "pull access denied for {repository}, repository does not exist or may require 'docker login': {reason}"
     )]
     Denied { repository: String, reason: String },
-    #[error("Cannot reach registry {registry}: {reason}. Check its name, the node's network and its name servers.")]
+    #[error(
+        "Cannot reach registry {registry}: {reason}. Check its name, the node's network and its name servers."
+    )]
     Unreachable { registry: String, reason: String },
+    #[error("A transfer from registry {registry} broke again and again: {reason}. Pull again.")]
+    Broken { registry: String, reason: String },
+    #[error(
+        "Registry {registry} is spoken to over TLS but sends to {realm} for a token, where the password could be read by others; it was not sent."
+    )]
+    PlainRealm { registry: String, realm: String },
     #[error("Registry {registry} answered {status} to {what}: {body}")]
-    Status { registry: String, what: String, status: u16, body: String },
+    Status {
+        registry: String,
+        what: String,
+        status: u16,
+        body: String,
+    },
     #[error("Registry {registry} sent what is no {what}: {reason}")]
-    Damaged { registry: String, what: &'static str, reason: String },
+    Damaged {
+        registry: String,
+        what: &'static str,
+        reason: String,
+    },
     #[error("no matching manifest for linux/amd64 in the manifest list entries of {0}")]
     NoPlatform(Reference),
     #[error("The registry's credentials in X-Registry-Auth cannot be read: {0}")]
@@ -48,9 +67,9 @@ impl From<RegistryError> for ApiError {
     fn from(error: RegistryError) -> Self {
         let status = match error {
             RegistryError::Store(error) => return error.into(),
-            RegistryError::UnknownManifest(_) | RegistryError::Denied { .. } | RegistryError::NoPlatform(_) => {
-                StatusCode::NOT_FOUND
-            }
+            RegistryError::UnknownManifest(_)
+            | RegistryError::Denied { .. }
+            | RegistryError::NoPlatform(_) => StatusCode::NOT_FOUND,
             RegistryError::Credentials(_) => StatusCode::BAD_REQUEST,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };

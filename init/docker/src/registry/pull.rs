@@ -2,14 +2,16 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use reqwest::StatusCode;
-use store::{Blob, ChainId, Digest, ImageConfig, Reference, Store};
+use store::{Blob, BlobWriter, ChainId, Digest, ImageConfig, ImageId, Reference, Store};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::manifest::{Descriptor, Document, Manifest, choose};
+use super::session::innermost;
 use super::{RegistryError, Session};
 
 /// Layers that are fetched at a time, as Docker does.
@@ -17,6 +19,10 @@ const AT_A_TIME: usize = 3;
 /// Tries at one layer whose transfer breaks, and the wait before the second; it doubles each time.
 const TRIES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
+/// So much is gathered before it is written.
+const WRITE_AT_ONCE: usize = 512 << 10;
+/// Time between two words on one layer's progress.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 
 /// How a pull goes on. A layer is named by the digest of its blob.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,9 +80,17 @@ impl Pull {
         let config = ImageConfig::parse(&raw_config)?;
         let (layers, promised) = (manifest.layers.len(), config.rootfs.diff_ids.len());
         if layers != promised {
-            return Err(damaged(format!("it has {layers} layers and its config {promised}")));
+            return Err(damaged(format!(
+                "it has {layers} layers and its config {promised}"
+            )));
         }
-        Ok(Self { session: Arc::new(session), manifest, digest, config, raw_config })
+        Ok(Self {
+            session: Arc::new(session),
+            manifest,
+            digest,
+            config,
+            raw_config,
+        })
     }
 
     /// Fetches what the store lacks and names the image.
@@ -121,8 +135,10 @@ impl Pull {
         blob: Blob,
         events: &Events,
     ) -> Result<(), RegistryError> {
-        let (Some(layer), Some(diff_id)) = (self.manifest.layers.get(index), self.config.rootfs.diff_ids.get(index))
-        else {
+        let (Some(layer), Some(diff_id)) = (
+            self.manifest.layers.get(index),
+            self.config.rootfs.diff_ids.get(index),
+        ) else {
             return Ok(());
         };
         let _ = events.send(Event::Extracting(layer.digest)).await;
@@ -135,18 +151,21 @@ impl Pull {
     async fn name(self, store: &Arc<Store>, fetched: bool) -> Result<Pulled, RegistryError> {
         let reference: Reference = self.session.reference().clone();
         let (store, digest, raw) = (store.clone(), self.digest, self.raw_config);
+        let id = ImageId(Digest::of(&raw));
         let known = spawn_blocking(move || -> store::Result<bool> {
-            let id = store::ImageId(Digest::of(&raw));
-            let known = store.image(&id).is_some_and(|image| {
-                reference.digest().is_some() || image.references.contains(&reference)
-            });
+            let known = store
+                .image(&id)
+                .is_some_and(|image| reference.digest().is_some() || image.references.contains(&reference));
             let tag = Some(&reference).filter(|reference| reference.digest().is_none());
             let image = store.add_image(&raw, tag)?;
             store.tag(&image.id, &reference.with_digest(digest))?;
             Ok(known)
         })
         .await??;
-        Ok(Pulled { digest: self.digest, changed: fetched || !known })
+        Ok(Pulled {
+            digest: self.digest,
+            changed: fetched || !known,
+        })
     }
 }
 
@@ -160,6 +179,66 @@ impl Drop for Fetches {
     }
 }
 
+/// A blob on its way to the pool. Its file is written where blocking is allowed.
+struct Spool {
+    store: Arc<Store>,
+    writer: Option<BlobWriter>,
+    /// What has come and is not written yet.
+    waiting: Vec<Bytes>,
+    waiting_bytes: usize,
+    /// Bytes that have come.
+    done: u64,
+}
+
+impl Spool {
+    fn new(store: &Arc<Store>) -> Result<Self, RegistryError> {
+        let writer = Some(store.blob_writer()?);
+        Ok(Self {
+            store: store.clone(),
+            writer,
+            waiting: Vec::new(),
+            waiting_bytes: 0,
+            done: 0,
+        })
+    }
+
+    async fn push(&mut self, chunk: Bytes) -> Result<(), RegistryError> {
+        self.done += chunk.len() as u64;
+        self.waiting_bytes += chunk.len();
+        self.waiting.push(chunk);
+        if self.waiting_bytes >= WRITE_AT_ONCE {
+            self.write().await
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn write(&mut self) -> Result<(), RegistryError> {
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => self.store.blob_writer()?,
+        };
+        let chunks = std::mem::take(&mut self.waiting);
+        self.waiting_bytes = 0;
+        let written = spawn_blocking(move || {
+            chunks
+                .iter()
+                .try_for_each(|chunk| writer.write_all(chunk))
+                .map(|()| writer)
+        });
+        self.writer = Some(written.await?.map_err(|error| store_error(&error))?);
+        Ok(())
+    }
+
+    async fn finish(mut self, digest: Digest) -> Result<Blob, RegistryError> {
+        self.write().await?;
+        let Some(writer) = self.writer else {
+            return Err(store_error(&std::io::ErrorKind::BrokenPipe.into()));
+        };
+        Ok(spawn_blocking(move || writer.finish(&digest)).await??)
+    }
+}
+
 /// Fetches one layer; a transfer that breaks goes on where it was.
 async fn fetch(
     session: &Session,
@@ -167,31 +246,32 @@ async fn fetch(
     layer: &Descriptor,
     events: &Events,
 ) -> Result<Blob, RegistryError> {
-    let mut writer = store.blob_writer()?;
-    let (mut done, mut wait, mut tries) = (0, FIRST_WAIT, 1);
+    let mut spool = Spool::new(store)?;
+    let (mut wait, mut tries) = (FIRST_WAIT, 1);
     loop {
-        let reached = done;
-        let outcome = transfer(session, store, layer, &mut writer, &mut done, events).await;
-        match outcome {
+        let reached = spool.done;
+        match transfer(session, layer, &mut spool, events).await {
             Ok(()) => break,
             Err(error) if tries < TRIES && is_transient(&error) => {
                 // Progress earns new patience.
-                tries = if done > reached { 1 } else { tries + 1 };
+                (wait, tries) = if spool.done > reached {
+                    (FIRST_WAIT, 1)
+                } else {
+                    (wait * 2, tries + 1)
+                };
                 tokio::time::sleep(wait).await;
-                wait *= 2;
             }
             Err(error) => return Err(error),
         }
     }
-    let digest = layer.digest;
-    let blob = spawn_blocking(move || writer.finish(&digest)).await??;
-    let _ = events.send(Event::Downloaded(digest)).await;
+    let blob = spool.finish(layer.digest).await?;
+    let _ = events.send(Event::Downloaded(layer.digest)).await;
     Ok(blob)
 }
 
 fn is_transient(error: &RegistryError) -> bool {
     match error {
-        RegistryError::Unreachable { .. } => true,
+        RegistryError::Unreachable { .. } | RegistryError::Broken { .. } => true,
         RegistryError::Status { status, .. } => *status >= 500 || *status == 429,
         _ => false,
     }
@@ -199,32 +279,50 @@ fn is_transient(error: &RegistryError) -> bool {
 
 async fn transfer(
     session: &Session,
-    store: &Arc<Store>,
     layer: &Descriptor,
-    writer: &mut store::BlobWriter,
-    done: &mut u64,
+    spool: &mut Spool,
     events: &Events,
 ) -> Result<(), RegistryError> {
-    let mut response = session.blob(&layer.digest, *done).await?;
-    if *done > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
-        *writer = store.blob_writer()?;
-        *done = 0;
+    if layer.size > 0 && spool.done == layer.size {
+        return Ok(());
+    }
+    let mut response = session.blob(&layer.digest, spool.done).await?;
+    if spool.done > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
+        *spool = Spool::new(&spool.store)?;
     }
     let registry = session.reference().registry();
-    let broken = |reason: String| RegistryError::Unreachable { registry: registry.to_owned(), reason };
+    let broken = |reason: String| RegistryError::Broken {
+        registry: registry.to_owned(),
+        reason,
+    };
+    let mut told: Option<Instant> = None;
     loop {
-        let chunk = response.chunk().await.map_err(|error| broken(format!("the transfer broke ({error})")))?;
+        let chunk = response
+            .chunk()
+            .await
+            .map_err(|error| broken(innermost(&error)))?;
         let Some(chunk) = chunk else { break };
-        *done += chunk.len() as u64;
-        if layer.size > 0 && *done > layer.size {
-            return Err(session.damaged("layer", format!("{} is longer than its {} bytes", layer.digest, layer.size)));
+        spool.push(chunk).await?;
+        if layer.size > 0 && spool.done > layer.size {
+            return Err(session.damaged(
+                "layer",
+                format!("{} is longer than its {} bytes", layer.digest, layer.size),
+            ));
         }
-        // Some 16 KiB into the page cache; the pool's disk is not waited for.
-        writer.write_all(&chunk).map_err(|error| store_error(&error))?;
-        let _ = events.try_send(Event::Downloading { layer: layer.digest, done: *done, total: layer.size });
+        if told.is_none_or(|told| told.elapsed() >= TELL_EVERY) {
+            let _ = events.try_send(Event::Downloading {
+                layer: layer.digest,
+                done: spool.done,
+                total: layer.size,
+            });
+            told = Some(Instant::now());
+        }
     }
-    if *done < layer.size {
-        return Err(broken(format!("the transfer ended after {done} of {} bytes", layer.size)));
+    if spool.done < layer.size {
+        return Err(broken(format!(
+            "it ended after {} of {} bytes",
+            spool.done, layer.size
+        )));
     }
     Ok(())
 }
@@ -234,6 +332,9 @@ fn store_error(error: &std::io::Error) -> RegistryError {
     RegistryError::Store(if error.kind() == std::io::ErrorKind::StorageFull {
         store::Error::Full { what }
     } else {
-        store::Error::Io { what, reason: std::io::Error::new(error.kind(), error.to_string()) }
+        store::Error::Io {
+            what,
+            reason: std::io::Error::new(error.kind(), error.to_string()),
+        }
     })
 }

@@ -41,10 +41,32 @@ impl Session {
         insecure: &[String],
     ) -> Result<Self, RegistryError> {
         let registry = reference.registry();
-        let scheme = if is_insecure(registry, insecure) { "http" } else { "https" };
-        let host = if registry == "docker.io" { DOCKER_HUB } else { registry };
-        let http = client().map_err(|error| unreachable(registry, &error))?;
-        let token = credentials.as_ref().map(|given| given.registry_token.as_str()).filter(|token| !token.is_empty());
+        let scheme = if is_insecure(registry, insecure) {
+            "http"
+        } else {
+            "https"
+        };
+        let host = if registry == "docker.io" {
+            DOCKER_HUB
+        } else {
+            registry
+        };
+        if needs_names(host) && !has_name_servers() {
+            let reason =
+                "this node has no name servers (its network has given none), so the name cannot be resolved";
+            return Err(RegistryError::Unreachable {
+                registry: registry.to_owned(),
+                reason: reason.to_owned(),
+            });
+        }
+        let http = client(scheme == "https").map_err(|reason| RegistryError::Unreachable {
+            registry: registry.to_owned(),
+            reason,
+        })?;
+        let token = credentials
+            .as_ref()
+            .map(|given| given.registry_token.as_str())
+            .filter(|token| !token.is_empty());
         let authorization = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok());
         Ok(Self {
             http,
@@ -65,13 +87,21 @@ impl Session {
     /// Fetches a manifest or index by tag or digest, with its digest.
     pub(crate) async fn manifest(&self, wanted: &str) -> Result<(Vec<u8>, Digest), RegistryError> {
         let url = format!("{}/{}/manifests/{wanted}", self.base, self.reference.path());
-        let response = self.send(|http| http.request(Method::GET, &url).header(ACCEPT, manifest::ACCEPT)).await?;
+        let response = self
+            .send(|http| http.request(Method::GET, &url).header(ACCEPT, manifest::ACCEPT))
+            .await?;
         let response = self.expect(response, "a manifest").await?;
+        let header = response.headers().get("docker-content-digest");
+        let told = header.and_then(|header| header.to_str().ok()).map(str::to_owned);
         let bytes = self.document(response, "manifest").await?;
         let digest = Digest::of(&bytes);
-        if wanted.contains(':') && wanted != digest.to_string() {
-            let reason = format!("it was asked for as {wanted} and is {digest}");
-            return Err(self.damaged("manifest", reason));
+        let asked = wanted.contains(':').then(|| wanted.to_owned());
+        // By tag the registry's own word is all there is; it shows what was damaged in its storage.
+        if let Some(promised) = asked.or(told)
+            && promised.starts_with("sha256:")
+            && promised != digest.to_string()
+        {
+            return Err(self.damaged("manifest", format!("it should be {promised} and is {digest}")));
         }
         Ok((bytes, digest))
     }
@@ -92,33 +122,57 @@ impl Session {
         let response = self
             .send(|http| {
                 let request = http.request(Method::GET, &url);
-                if offset > 0 { request.header(RANGE, format!("bytes={offset}-")) } else { request }
+                if offset > 0 {
+                    request.header(RANGE, format!("bytes={offset}-"))
+                } else {
+                    request
+                }
             })
             .await?;
         self.expect(response, "a blob").await
     }
 
     /// Sends a request; when the registry asks who we are, answers and sends it again.
-    async fn send(&self, request: impl Fn(&reqwest::Client) -> RequestBuilder) -> Result<Response, RegistryError> {
+    async fn send(
+        &self,
+        request: impl Fn(&reqwest::Client) -> RequestBuilder,
+    ) -> Result<Response, RegistryError> {
         let response = self.send_once(&request).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenge = challenges.iter().filter_map(|header| header.to_str().ok()).find_map(Challenge::parse);
-        let Some(challenge) = challenge else { return Ok(response) };
-        let Some(authorization) = self.authorize(&challenge).await? else { return Ok(response) };
+        let challenge = challenges
+            .iter()
+            .filter_map(|header| header.to_str().ok())
+            .find_map(Challenge::parse);
+        let Some(challenge) = challenge else {
+            return Ok(response);
+        };
+        let Some(authorization) = self.authorize(&challenge).await? else {
+            return Ok(response);
+        };
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
         self.send_once(&request).await
     }
 
-    async fn send_once(&self, request: impl Fn(&reqwest::Client) -> RequestBuilder) -> Result<Response, RegistryError> {
+    async fn send_once(
+        &self,
+        request: impl Fn(&reqwest::Client) -> RequestBuilder,
+    ) -> Result<Response, RegistryError> {
         let mut request = request(&self.http);
-        let authorization = self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let authorization = self
+            .authorization
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request.send().await.map_err(|error| unreachable(self.reference.registry(), &error))
+        request
+            .send()
+            .await
+            .map_err(|error| unreachable(self.reference.registry(), &error))
     }
 
     /// The header that answers a challenge; none if there is nothing to answer it with.
@@ -126,12 +180,22 @@ impl Session {
         let text = match (challenge, &self.credentials) {
             (Challenge::Basic, None) => return Ok(None),
             (Challenge::Basic, Some(given)) => basic(given),
-            (Challenge::Bearer { realm, service, scope }, given) => {
-                let token = self.token(realm, service.as_deref(), scope.as_deref(), given.as_ref()).await?;
+            (
+                Challenge::Bearer {
+                    realm,
+                    service,
+                    scope,
+                },
+                given,
+            ) => {
+                let token = self
+                    .token(realm, service.as_deref(), scope.as_deref(), given.as_ref())
+                    .await?;
                 format!("Bearer {token}")
             }
         };
-        let mut value = HeaderValue::from_str(&text).map_err(|error| self.damaged("token", error.to_string()))?;
+        let mut value =
+            HeaderValue::from_str(&text).map_err(|error| self.damaged("token", error.to_string()))?;
         value.set_sensitive(true);
         Ok(Some(value))
     }
@@ -149,7 +213,16 @@ impl Session {
             token: Option<String>,
             access_token: Option<String>,
         }
-        let refresh = given.map(|given| given.identity_token.as_str()).filter(|token| !token.is_empty());
+        if self.base.starts_with("https:") && !realm.starts_with("https://") {
+            let registry = self.reference.registry().to_owned();
+            return Err(RegistryError::PlainRealm {
+                registry,
+                realm: realm.to_owned(),
+            });
+        }
+        let refresh = given
+            .map(|given| given.identity_token.as_str())
+            .filter(|token| !token.is_empty());
         let mut parameters: Vec<(&str, &str)> = Vec::new();
         parameters.extend(service.map(|service| ("service", service)));
         let own_scope = format!("repository:{}:pull", self.reference.path());
@@ -161,7 +234,10 @@ impl Session {
                     ("client_id", "monobloc"),
                     ("refresh_token", refresh),
                 ]);
-                self.http.post(realm).header("content-type", "application/x-www-form-urlencoded").body(form(&parameters))
+                self.http
+                    .post(realm)
+                    .header("content-type", "application/x-www-form-urlencoded")
+                    .body(form(&parameters))
             }
             None => {
                 let request = self.http.get(realm).query(&parameters);
@@ -174,8 +250,12 @@ impl Session {
         let response = request.send().await.map_err(|error| unreachable(realm, &error))?;
         let response = self.expect(response, "a request for a token").await?;
         let bytes = self.document(response, "token").await?;
-        let token: Token = serde_json::from_slice(&bytes).map_err(|error| self.damaged("token", error.to_string()))?;
-        token.token.or(token.access_token).ok_or_else(|| self.damaged("token", "it is empty".to_owned()))
+        let token: Token =
+            serde_json::from_slice(&bytes).map_err(|error| self.damaged("token", error.to_string()))?;
+        token
+            .token
+            .or(token.access_token)
+            .ok_or_else(|| self.damaged("token", "it is empty".to_owned()))
     }
 
     /// Passes a good answer on and makes an error of another.
@@ -187,10 +267,13 @@ impl Session {
         let body = self.document(response, "error").await.unwrap_or_default();
         let reason = error_text(&body);
         Err(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                RegistryError::Denied { repository: self.reference.familiar_name(), reason }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Denied {
+                repository: self.reference.familiar_name(),
+                reason,
+            },
+            StatusCode::NOT_FOUND if what == "a manifest" => {
+                RegistryError::UnknownManifest(self.reference.clone())
             }
-            StatusCode::NOT_FOUND if what == "a manifest" => RegistryError::UnknownManifest(self.reference.clone()),
             _ => RegistryError::Status {
                 registry: self.reference.registry().to_owned(),
                 what: what.to_owned(),
@@ -202,8 +285,10 @@ impl Session {
 
     async fn document(&self, mut response: Response, what: &'static str) -> Result<Vec<u8>, RegistryError> {
         let mut bytes = Vec::new();
-        while let Some(chunk) =
-            response.chunk().await.map_err(|error| unreachable(self.reference.registry(), &error))?
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| unreachable(self.reference.registry(), &error))?
         {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > MAX_DOCUMENT {
@@ -214,7 +299,11 @@ impl Session {
     }
 
     pub(crate) fn damaged(&self, what: &'static str, reason: String) -> RegistryError {
-        RegistryError::Damaged { registry: self.reference.registry().to_owned(), what, reason }
+        RegistryError::Damaged {
+            registry: self.reference.registry().to_owned(),
+            what,
+            reason,
+        }
     }
 
     pub(crate) fn reference(&self) -> &Reference {
@@ -222,23 +311,42 @@ impl Session {
     }
 }
 
-/// Names are resolved by hickory; the C library's resolver cannot be used in a static binary.
-fn client() -> Result<reqwest::Client, reqwest::Error> {
-    let roots = rustls::RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() };
+/// Names are resolved by hickory; the C library's resolver cannot be used in a static binary. Who was
+/// reached over TLS cannot lead elsewhere without it.
+fn client(tls_only: bool) -> Result<reqwest::Client, String> {
+    let roots = rustls::RootCertStore {
+        roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
+    };
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let tls = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .map(|builder| builder.with_root_certificates(roots).with_no_client_auth());
-    let builder = reqwest::Client::builder()
+        .map_err(|error| error.to_string())?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    reqwest::Client::builder()
+        .tls_backend_preconfigured(tls)
         .hickory_dns(true)
+        .no_proxy()
+        .https_only(tls_only)
         .connect_timeout(CONNECT_LIMIT)
         .read_timeout(READ_LIMIT)
-        .user_agent(concat!("monobloc/", env!("CARGO_PKG_VERSION")));
-    match tls {
-        Ok(tls) => builder.tls_backend_preconfigured(tls).build(),
-        // ring has all protocol versions; without them there is no TLS, but HTTP still works.
-        Err(_) => builder.build(),
-    }
+        .user_agent(concat!("monobloc/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| innermost(&error))
+}
+
+/// Whether a host (with or without a port) is a name rather than an address.
+fn needs_names(host: &str) -> bool {
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    name != "localhost" && !host.starts_with('[') && name.parse::<Ipv4Addr>().is_err()
+}
+
+/// Without any, the resolver would ask servers of strangers.
+fn has_name_servers() -> bool {
+    std::fs::read_to_string("/etc/resolv.conf").is_ok_and(|text| {
+        text.lines()
+            .any(|line| line.trim_start().starts_with("nameserver"))
+    })
 }
 
 /// Plain HTTP is spoken with loopback addresses and with what the node's config names, with or
@@ -246,7 +354,9 @@ fn client() -> Result<reqwest::Client, reqwest::Error> {
 fn is_insecure(registry: &str, insecure: &[String]) -> bool {
     let host = registry.rsplit_once(':').map_or(registry, |(host, _)| host);
     host == "localhost"
-        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+        || host
+            .parse::<Ipv4Addr>()
+            .is_ok_and(|address| address.is_loopback())
         || insecure.iter().any(|known| known == registry || known == host)
 }
 
@@ -261,23 +371,40 @@ fn form(parameters: &[(&str, &str)]) -> String {
     let encode = |text: &str| -> String {
         text.bytes()
             .map(|byte| match byte {
-                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => char::from(byte).to_string(),
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'*' => {
+                    char::from(byte).to_string()
+                }
                 other => format!("%{other:02X}"),
             })
             .collect()
     };
-    let pairs: Vec<String> =
-        parameters.iter().map(|(key, value)| format!("{}={}", encode(key), encode(value))).collect();
+    let pairs: Vec<String> = parameters
+        .iter()
+        .map(|(key, value)| format!("{}={}", encode(key), encode(value)))
+        .collect();
     pairs.join("&")
 }
 
 fn unreachable(registry: &str, error: &reqwest::Error) -> RegistryError {
-    // The outer errors only repeat the address.
+    let reason = innermost(error);
+    let reason = if error.is_dns() {
+        format!("its name cannot be resolved ({reason})")
+    } else {
+        reason
+    };
+    RegistryError::Unreachable {
+        registry: registry.to_owned(),
+        reason,
+    }
+}
+
+/// The cause below all others; the outer ones only repeat the address.
+pub(super) fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
         cause = next;
     }
-    RegistryError::Unreachable { registry: registry.to_owned(), reason: cause.to_string() }
+    cause.to_string()
 }
 
 /// The registry's own words: `{"errors":[{"code":…,"message":…}]}`, or the beginning of the text.
@@ -298,5 +425,9 @@ fn error_text(body: &[u8]) -> String {
     {
         return format!("{}: {}", first.code.to_lowercase(), first.message);
     }
-    String::from_utf8_lossy(body).chars().filter(|c| !c.is_control()).take(MAX_ERROR).collect()
+    String::from_utf8_lossy(body)
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_ERROR)
+        .collect()
 }
