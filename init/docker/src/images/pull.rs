@@ -128,7 +128,11 @@ fn bar(done: u64, total: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
+    use crate::registry::tests::pool::TestStore;
+    use crate::registry::tests::server::{Layout, Server};
 
     #[test]
     fn a_tag_parameter_may_be_a_digest() {
@@ -144,6 +148,75 @@ mod tests {
             digest
         );
         assert!(reference("busybox", Some("no tag")).is_err());
+    }
+
+    /// The lines of a pull's answer, each with its id where it has one.
+    async fn told(store: &Arc<Store>, name: &str) -> Vec<String> {
+        let reference: Reference = name.parse().unwrap();
+        let pull = Pull::begin(Session::new(&reference, None, &[]).unwrap())
+            .await
+            .unwrap();
+        let (sender, body) = crate::http::channel();
+        let running = async move {
+            run(pull, store.clone(), &reference, &sender).await;
+            drop(sender);
+        };
+        let ((), body) = tokio::join!(running, body.collect());
+        let body = body.unwrap().to_bytes();
+        let lines = std::str::from_utf8(&body).unwrap().lines().map(|line| {
+            let line: Value = serde_json::from_str(line).unwrap();
+            let text = |key: &str| line.get(key).and_then(Value::as_str).map(str::to_owned);
+            if let Some(error) = text("error") {
+                assert_eq!(line["errorDetail"]["message"], error);
+                return format!("error: {error}");
+            }
+            let status = text("status").unwrap();
+            text("id").map_or(status.clone(), |id| format!("{id}: {status}"))
+        });
+        // How often a transfer is told depends on its time.
+        lines.filter(|line| !line.ends_with(": Downloading")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_pull_is_told_as_docker_tells_it() {
+        let (pool, server) = (TestStore::new(), Server::start());
+        let layout = Layout::new(&[b"one"]);
+        server.push(&layout, "team/box:1");
+        let name = format!("127.0.0.1:{}/team/box:1", server.port);
+        let store = pool.store();
+        let layer = layout.layers[0].hex()[..12].to_owned();
+        let ends = |verdict: &str| {
+            [
+                format!("Digest: {}", layout.top),
+                format!("Status: {verdict} for {name}"),
+            ]
+        };
+        let mut expected = vec!["1: Pulling from team/box".to_owned()];
+        for status in [
+            "Pulling fs layer",
+            "Download complete",
+            "Extracting",
+            "Pull complete",
+        ] {
+            expected.push(format!("{layer}: {status}"));
+        }
+        expected.extend(ends("Downloaded newer image"));
+        assert_eq!(told(&store, &name).await, expected);
+        let mut expected = vec![
+            "1: Pulling from team/box".to_owned(),
+            format!("{layer}: Already exists"),
+        ];
+        expected.extend(ends("Image is up to date"));
+        assert_eq!(told(&store, &name).await, expected);
+        // What goes wrong on the way lies in the stream.
+        let damaged = Layout::new(&[b"two"]);
+        server.push(&damaged, "team/box:2");
+        server.damage(&damaged.layers[0]);
+        let lines = told(&store, &format!("127.0.0.1:{}/team/box:2", server.port)).await;
+        assert!(
+            lines.last().unwrap().starts_with("error: Content has digest"),
+            "{lines:?}"
+        );
     }
 
     #[test]

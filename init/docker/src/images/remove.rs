@@ -200,3 +200,75 @@ pub(super) async fn prune(engine: &Arc<Engine>, req: Request) -> Result<Response
     .await?;
     http::ok(&pruned)
 }
+
+#[cfg(test)]
+mod tests {
+    use store::ImageConfig;
+
+    use super::*;
+    use crate::registry::tests::pool::TestStore;
+
+    /// An image with these names, and `user` with a root of it.
+    fn image(store: &Store, names: &[&str], user: Option<&str>) -> Image {
+        let tar: &[u8] = &[0; 1024];
+        let id = store.import(tar, ImageConfig::default(), None).unwrap().id;
+        for name in names {
+            store.tag(&id, &name.parse().unwrap()).unwrap();
+        }
+        if let Some(user) = user {
+            store.create_root(user, &id).unwrap();
+        }
+        store.image(&id).unwrap()
+    }
+
+    /// What was untagged and deleted, without the ids.
+    fn told(removed: Result<Vec<ImageDeleteResponseItem>>) -> Vec<String> {
+        let tell = |item: ImageDeleteResponseItem| item.untagged.unwrap_or_else(|| "deleted".to_owned());
+        removed.unwrap().into_iter().map(tell).collect()
+    }
+
+    #[test]
+    fn an_image_goes_with_its_last_name() {
+        let pool = TestStore::new();
+        let store = pool.store();
+        let pinned = format!("box@sha256:{}", "a".repeat(64));
+        let image = image(&store, &["box:1", "box:2", &pinned], None);
+        let remove = |name: &str| remove_by_name(&store, name, false, &[]);
+        let refusal = remove(&image.id.to_string()).unwrap_err();
+        assert_eq!(refusal.status, StatusCode::CONFLICT);
+        assert!(refusal.message.contains("must be forced"), "{refusal}");
+        assert_eq!(told(remove("box:1")), ["box:1"]);
+        assert_eq!(told(remove("box:2")), ["box:2", &pinned, "deleted", "deleted"]);
+        assert_eq!(remove("box:2").unwrap_err().status, StatusCode::NOT_FOUND);
+    }
+
+    #[test]
+    fn an_image_that_a_container_uses_stays() {
+        let pool = TestStore::new();
+        let store = pool.store();
+        let image = image(&store, &["box:1"], Some("user"));
+        let running = ["user".to_owned()];
+        for (name, force, running, why) in [
+            ("box:1", false, &running[..], "must force"),
+            ("box:1", false, &[], "must force"),
+            (
+                &image.id.to_string(),
+                false,
+                &[],
+                "used by stopped container user",
+            ),
+            (&image.id.to_string(), true, &running, "cannot be forced"),
+        ] {
+            let refusal = remove_by_name(&store, name, force, running).unwrap_err();
+            assert_eq!(refusal.status, StatusCode::CONFLICT);
+            assert!(refusal.message.contains(why), "{refusal}");
+        }
+        // Only the name goes while it runs; afterwards force takes the image, and the root stays whole.
+        assert_eq!(told(remove_by_name(&store, "box:1", true, &running)), ["box:1"]);
+        assert_eq!(
+            told(remove_by_name(&store, &image.id.to_string(), true, &[])),
+            ["deleted"]
+        );
+        assert_eq!(store.roots().len(), 1);
+    }
+}

@@ -10,7 +10,7 @@ mod manifest;
 mod pull;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use hyper::StatusCode;
 use store::Reference;
