@@ -1,9 +1,20 @@
 //! A pool on a loop device over a sparse file.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use store::{Pool, Store, mkfs};
+
+/// Held while a process is started and while a pool is unmounted: between `fork` and `exec` a child
+/// holds copies of all descriptors, and a mount with an open one cannot be unmounted.
+static STARTING: Mutex<()> = Mutex::new(());
+
+pub(crate) fn spawn(command: &mut Command) -> Child {
+    let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+    let spawned = command.spawn();
+    spawned.unwrap_or_else(|error| panic!("Cannot run {command:?} ({error}); install it."))
+}
 
 /// A store that is unmounted when the test ends, however it ends.
 pub(crate) struct TestStore {
@@ -38,6 +49,7 @@ impl TestStore {
 impl Drop for TestStore {
     fn drop(&mut self) {
         drop(self.store.take());
+        let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(Err(reason)) = self.pool.take().map(Pool::unmount) {
             eprintln!("{reason}");
         }

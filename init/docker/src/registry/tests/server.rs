@@ -12,6 +12,8 @@ use std::thread;
 use serde_json::{Value, json};
 use store::Digest;
 
+use super::pool::spawn;
+
 pub(crate) const USER: &str = "ali baba";
 pub(crate) const PASSWORD: &str = "open sesame";
 /// The password as `htpasswd -B` writes it.
@@ -20,9 +22,11 @@ const BCRYPT: &str = "$2y$05$abcdefghijklmnopqrstuupx2xBUC4954936wVIjyyPHmUBFu0w
 const BASIC: &str = "authorization: Basic YWxpIGJhYmE6b3BlbiBzZXNhbWU=";
 
 fn run(command: &mut Command) {
-    let output = command
-        .output()
-        .unwrap_or_else(|error| panic!("Cannot run {command:?} ({error}); install it."));
+    let command = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let output = spawn(command).wait_with_output().unwrap();
     assert!(
         output.status.success(),
         "{command:?}: {}",
@@ -91,14 +95,13 @@ impl Server {
         // JSON is YAML too.
         let file = tempfile::NamedTempFile::new_in(folder.path()).unwrap();
         fs::write(file.path(), config.to_string()).unwrap();
-        let mut process = Command::new(program())
-            .arg("serve")
-            .arg(file.path())
+        let mut command = Command::new(program());
+        command.arg("serve").arg(file.path());
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stderr(Stdio::piped());
+        let mut process = spawn(&mut command);
         let mut log = BufReader::new(process.stderr.take().unwrap())
             .lines()
             .map_while(Result::ok);
