@@ -239,7 +239,7 @@ mod tests {
     fn a_machine_has_what_was_asked_for() {
         let line = text(&machine());
         for part in [
-            "-accel tcg,thread=multi -cpu max",
+            "-accel tcg,thread=single -cpu max",
             "-smp 2 -m 1024M",
             "-kernel /image/vmlinuz -initrd /image/initrd -append console=ttyS0 quiet",
             "user,id=network,hostfwd=tcp:127.0.0.1:2376-:2376,hostfwd=udp:127.0.0.1:5353-:53",
