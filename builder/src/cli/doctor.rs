@@ -80,18 +80,18 @@ fn docker() -> Finding {
 }
 
 fn acceleration() -> Finding {
-    match acceleration::obvious() {
+    match acceleration::obstacle() {
         None => finding(
             "KVM",
             true,
             true,
             "/dev/kvm opens; whether it works is tried at the first `up`",
         ),
-        Some(verdict) => finding(
+        Some(obstacle) => finding(
             "KVM",
             false,
             true,
-            format!("{}; machines are emulated, which is slower", verdict.reason),
+            format!("{obstacle}; machines are emulated, which is slower"),
         ),
     }
 }
