@@ -67,6 +67,8 @@ impl Databases {
         for group in add {
             groups.push(self.group(group)?);
         }
+        // As Docker since 20.10.18: without it, a set-group-id program could shed the group.
+        groups.push(gid);
         groups.sort_unstable();
         groups.dedup();
         let home = entry.and_then(|fields| fields.get(5).map(|home| (*home).to_owned()));
@@ -143,19 +145,19 @@ mod tests {
             gid,
             groups: groups.to_vec(),
         };
-        assert_eq!(found("").user, user(0, 0, &[10]));
-        assert_eq!(found("web").user, user(33, 34, &[4, 10]));
+        assert_eq!(found("").user, user(0, 0, &[0, 10]));
+        assert_eq!(found("web").user, user(33, 34, &[4, 10, 34]));
         assert_eq!(found("33").home.as_deref(), Some("/var/www"));
-        assert_eq!(found("web:wheel").user, user(33, 10, &[]));
-        assert_eq!(found("1234").user, user(1234, 0, &[]));
-        assert_eq!(found("1234:5678").user, user(1234, 5678, &[]));
+        assert_eq!(found("web:wheel").user, user(33, 10, &[10]));
+        assert_eq!(found("1234").user, user(1234, 0, &[0]));
+        assert_eq!(found("1234:5678").user, user(1234, 5678, &[5678]));
         assert_eq!(
             databases()
                 .find("", &["log".into(), "99".into()])
                 .unwrap()
                 .user
                 .groups,
-            [4, 10, 99]
+            [0, 4, 10, 99]
         );
         assert!(
             databases()

@@ -209,7 +209,7 @@ impl Reader {
     }
 
     /// The next entries, some at a time; none if there are no more for now.
-    pub fn next(&mut self) -> io::Result<Vec<Entry>> {
+    pub fn entries(&mut self) -> io::Result<Vec<Entry>> {
         let mut block = vec![0; BLOCK];
         loop {
             if self.done {
@@ -339,7 +339,7 @@ mod tests {
         let mut reader = Reader::open(path, selection).unwrap();
         let mut lines = Vec::new();
         loop {
-            let entries = reader.next().unwrap();
+            let entries = reader.entries().unwrap();
             if entries.is_empty() {
                 return lines;
             }
@@ -423,11 +423,11 @@ mod tests {
         let mut watching = progress.subscribe();
         let mut writer = Writer::open(&path, progress).unwrap();
         let mut reader = Reader::open(&path, ALL).unwrap();
-        assert!(reader.next().unwrap().is_empty());
+        assert!(reader.entries().unwrap().is_empty());
         watching.mark_unchanged();
         writer.append(Stream::Stdout, b"news\n").unwrap();
         watching.changed().await.unwrap();
-        assert_eq!(reader.next().unwrap()[0].log, "news\n");
+        assert_eq!(reader.entries().unwrap()[0].log, "news\n");
         drop(writer);
         watching.wait_for(|progress| progress.ended).await.unwrap();
     }

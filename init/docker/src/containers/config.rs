@@ -385,7 +385,7 @@ fn check_host(host: &HostConfig) -> Result<()> {
             "Conflicting options: Nano CPUs and CPU Period cannot both be set",
         ));
     }
-    for path in host.tmpfs.keys().filter(|path| !path.starts_with('/')) {
+    if let Some(path) = host.tmpfs.keys().find(|path| !path.starts_with('/')) {
         return Err(ApiError::bad_request(format!(
             "HostConfig.Tmpfs: {path:?} is no absolute path"
         )));

@@ -18,7 +18,7 @@ const FILTERS: &[&str] = &[
 
 pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let filters = req.query.filters()?;
-    filters.only(&FILTERS)?;
+    filters.only(FILTERS)?;
     if req.query.flag("size") {
         return Err(ApiError::not_implemented(
             "Monobloc does not tell containers' sizes yet; leave the parameter size out.",

@@ -120,7 +120,7 @@ async fn tell(
         loop {
             let (entries, back) = blocking(move || {
                 let mut reader = reader;
-                let entries = reader.next().map_err(unreadable)?;
+                let entries = reader.entries().map_err(unreadable)?;
                 Ok::<_, ApiError>((entries, reader))
             })
             .await?;
@@ -166,7 +166,7 @@ pub(crate) async fn so_far(
         let mut reader = Reader::open(&path, selection).map_err(unreadable)?;
         let mut bytes = Vec::new();
         loop {
-            let entries = reader.next().map_err(unreadable)?;
+            let entries = reader.entries().map_err(unreadable)?;
             if entries.is_empty() {
                 return Ok::<_, ApiError>(bytes.into());
             }

@@ -1,0 +1,233 @@
+//! The docker command line, as it is, against the engine.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test ends at the first thing that is not as it should be"
+)]
+
+mod common;
+
+use common::with_machine;
+
+#[test]
+fn a_container_runs_and_its_output_and_exit_code_come_back() {
+    with_machine(|machine| {
+        assert_eq!(machine.out(&["run", "--rm", "busybox", "echo", "hello"]), "hello");
+        let (code, _) = machine.fails(&["run", "--rm", "busybox", "sh", "-c", "exit 42"]);
+        assert_eq!(code, 42);
+        assert_eq!(machine.out(&["ps", "-aq"]), "");
+    });
+}
+
+#[test]
+fn what_cannot_be_run_has_dockers_exit_codes() {
+    with_machine(|machine| {
+        let (code, text) = machine.fails(&["run", "--rm", "busybox", "nosuchprogram"]);
+        assert!(
+            code == 127 && text.contains("executable file not found"),
+            "{code} {text}"
+        );
+        let (code, text) = machine.fails(&["run", "--rm", "busybox", "/etc/noprogram"]);
+        assert!(code == 126 && text.contains("permission denied"), "{code} {text}");
+        let (code, text) = machine.fails(&["run", "--rm", "--privileged", "busybox", "true"]);
+        assert!(
+            code == 125 && text.contains("HostConfig.Privileged"),
+            "{code} {text}"
+        );
+        assert_eq!(machine.out(&["ps", "-aq"]), "");
+    });
+}
+
+#[test]
+fn standard_input_reaches_the_process_and_so_does_its_end() {
+    with_machine(|machine| {
+        assert_eq!(
+            machine.feed(&["run", "-i", "--rm", "busybox", "wc", "-c"], &[b'x'; 100_000]),
+            "100000"
+        );
+        let id = machine.out(&["run", "-d", "busybox", "sleep", "600"]);
+        assert_eq!(
+            machine.feed(&["exec", "-i", &id, "cat"], b"through exec"),
+            "through exec"
+        );
+        let (code, _) = machine.fails(&["exec", &id, "sh", "-c", "exit 7"]);
+        assert_eq!(code, 7);
+        let (code, text) = machine.fails(&["exec", &id, "nosuchprogram"]);
+        assert!(code == 127, "{code} {text}");
+        assert_eq!(
+            machine.out(&["exec", "-u", "web", &id, "id"]),
+            "uid=33(web) gid=34(www) groups=4(log),34(www)"
+        );
+        assert_eq!(
+            machine.out(&["exec", "-w", "/tmp", "-e", "A=b", &id, "sh", "-c", "echo $PWD $A"]),
+            "/tmp b"
+        );
+        machine.out(&["rm", "-f", &id]);
+    });
+}
+
+#[test]
+fn a_detached_container_lives_and_is_stopped() {
+    with_machine(|machine| {
+        let id = machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "-p",
+            "8080:80",
+            "busybox",
+            "sh",
+            "-c",
+            "echo page > /tmp/index.html; echo started; exec httpd -f -p 80 -h /tmp",
+        ]);
+        assert_eq!(
+            machine.out(&["ps", "--format", "{{.Names}} {{.Ports}}"]),
+            "web 0.0.0.0:8080->80/tcp"
+        );
+        assert_eq!(
+            machine.out(&[
+                "inspect",
+                "-f",
+                "{{.State.Running}} {{.NetworkSettings.IPAddress}}",
+                "web"
+            ]),
+            "true 172.17.0.2"
+        );
+        let (code, text) = machine.fails(&["run", "-d", "--name", "web", "busybox", "true"]);
+        assert!(code == 125 && text.contains("already in use"), "{text}");
+        let (code, text) = machine.fails(&["rm", "web"]);
+        assert!(
+            code == 1 && text.contains("stop the container before removing"),
+            "{text}"
+        );
+        assert_eq!(machine.out(&["logs", "web"]), "started");
+        assert_eq!(machine.out(&["stop", "-t", "0", &id[..12]]), id[..12]);
+        assert!(
+            machine
+                .out(&["ps", "-a", "--format", "{{.Status}}"])
+                .starts_with("Exited (137)")
+        );
+        machine.out(&["start", "web"]);
+        machine.out(&["rename", "web", "site"]);
+        machine.out(&["kill", "site"]);
+        assert_eq!(machine.out(&["wait", "site"]), "137");
+        machine.out(&["rm", "site"]);
+        assert_eq!(machine.out(&["ps", "-aq"]), "");
+    });
+}
+
+#[test]
+fn logs_are_followed_until_the_end_and_their_tail_is_told() {
+    with_machine(|machine| {
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "talker",
+            "busybox",
+            "sh",
+            "-c",
+            "for n in 1 2 3 4 5; do echo line $n; done; echo oops >&2; sleep 1; echo last",
+        ]);
+        let output = machine.docker(&["logs", "-f", "talker"]);
+        assert_eq!(
+            String::from_utf8_lossy(&output.stdout),
+            "line 1\nline 2\nline 3\nline 4\nline 5\nlast\n"
+        );
+        assert_eq!(String::from_utf8_lossy(&output.stderr), "oops\n");
+        assert_eq!(machine.out(&["logs", "--tail", "1", "talker"]), "last");
+        let stamped = machine.out(&["logs", "-t", "--tail", "1", "talker"]);
+        assert!(stamped.ends_with("Z last"), "{stamped}");
+    });
+}
+
+#[test]
+fn a_terminal_is_one() {
+    with_machine(|machine| {
+        let mut terminal = machine.terminal(&["run", "-it", "--rm", "busybox", "sh"], 33, 101);
+        terminal.wait_for("# ");
+        terminal.send("stty size; id -u; exit 3\n");
+        let (code, text) = terminal.finish();
+        assert_eq!(code, 3, "{text}");
+        assert!(text.contains("33 101\r\n0\r\n"), "{text:?}");
+    });
+}
+
+#[test]
+fn a_client_detaches_by_keys_and_attaches_again() {
+    with_machine(|machine| {
+        let mut terminal = machine.terminal(&["run", "-it", "--name", "shell", "busybox", "sh"], 24, 80);
+        terminal.wait_for("# ");
+        terminal.send("\x10\x11");
+        terminal.finish();
+        assert_eq!(
+            machine.out(&["inspect", "-f", "{{.State.Running}}", "shell"]),
+            "true"
+        );
+        let mut terminal = machine.terminal(&["attach", "shell"], 24, 80);
+        terminal.send("echo still he''re; exit\n");
+        let (_, text) = terminal.finish();
+        assert!(text.contains("still here"), "{text:?}");
+        machine.out(&["rm", "shell"]);
+        let id = machine.out(&["run", "-d", "busybox", "sleep", "600"]);
+        let mut terminal = machine.terminal(&["exec", "-it", &id, "sh"], 24, 80);
+        terminal.wait_for("# ");
+        terminal.send("exit 5\n");
+        assert_eq!(terminal.finish().0, 5);
+    });
+}
+
+#[test]
+fn a_restart_policy_is_honoured() {
+    with_machine(|machine| {
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "flaky",
+            "--restart",
+            "on-failure:2",
+            "busybox",
+            "sh",
+            "-c",
+            "echo try; exit 1",
+        ]);
+        let log = machine.docker(&["logs", "-f", "flaky"]);
+        assert!(String::from_utf8_lossy(&log.stdout).starts_with("try\n"));
+        machine.until(|| machine.out(&["inspect", "-f", "{{.State.Status}}", "flaky"]) == "exited");
+        assert_eq!(machine.out(&["logs", "flaky"]), "try\ntry\ntry");
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "steady",
+            "--restart",
+            "always",
+            "busybox",
+            "sleep",
+            "600",
+        ]);
+        machine.out(&["stop", "-t", "0", "steady"]);
+        assert_eq!(
+            machine.out(&["inspect", "-f", "{{.State.Status}}", "steady"]),
+            "exited"
+        );
+    });
+}
+
+#[test]
+fn a_client_without_a_certificate_of_the_site_is_not_let_in() {
+    with_machine(|machine| {
+        assert!(
+            machine
+                .out(&["version", "-f", "{{.Server.Version}}"])
+                .contains("0.0.0")
+        );
+        let stranger = common::Site::new().client();
+        std::fs::write(machine.dir.join("cert.pem"), stranger.0).unwrap();
+        std::fs::write(machine.dir.join("key.pem"), stranger.1).unwrap();
+        let (code, text) = machine.fails(&["ps"]);
+        assert!(code == 1 && !text.is_empty(), "{text}");
+    });
+}
