@@ -1,8 +1,8 @@
 //! One JSON file per object, so that each acknowledged change survives a power cut.
 //!
 //! A file is written beside its place, flushed, then renamed: a reader sees the old or the new
-//! content, never a part. What begins with `.` is a write that was interrupted; [`StateDir::open`]
-//! removes it.
+//! content, never a part. What begins with `.` is a write that was interrupted;
+//! [`collect_leftovers`] removes it when the store is opened, before anyone writes.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -31,16 +31,10 @@ impl StateDir {
         check_name(kind)?;
         let path = parent.join(kind);
         fs::create_dir_all(&path).during(format!("create the folder of {kind}"))?;
-        let dir = StateDir {
+        Ok(StateDir {
             kind: kind.to_owned(),
             path,
-        };
-        for name in dir.file_names()? {
-            if name.starts_with('.') {
-                fs::remove_file(dir.path.join(&name)).during(format!("remove the leftover {name}"))?;
-            }
-        }
-        Ok(dir)
+        })
     }
 
     /// Names of all objects, sorted.
@@ -126,6 +120,22 @@ impl StateDir {
     }
 }
 
+/// Removes what interrupted writes have left in the folders of all kinds. Only for a moment when
+/// nobody writes: a write under way looks the same.
+pub(crate) fn collect_leftovers(parent: &Path) -> Result<()> {
+    fs::create_dir_all(parent).during("create the folder of states")?;
+    for kind in fs::read_dir(parent).during("list the states")? {
+        let dir = StateDir {
+            kind: String::new(),
+            path: kind.during("list the states")?.path(),
+        };
+        for name in dir.file_names()?.iter().filter(|name| name.starts_with('.')) {
+            fs::remove_file(dir.path.join(name)).during(format!("remove the leftover {name}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Object names become file names, so they may hold nothing that means something in a path.
 pub(crate) fn check_name(name: &str) -> Result<()> {
     let good = !name.is_empty()
@@ -167,11 +177,19 @@ mod tests {
         let state = StateDir::open(dir.path(), "things").unwrap();
         state.write("a", &1).unwrap();
         fs::write(dir.path().join("things/.a.7"), "{").unwrap();
-        assert_eq!(
-            StateDir::open(dir.path(), "things").unwrap().list().unwrap(),
-            ["a"]
-        );
+        assert_eq!(state.list().unwrap(), ["a"]);
+        collect_leftovers(dir.path()).unwrap();
         assert!(!dir.path().join("things/.a.7").exists());
+        assert_eq!(state.list().unwrap(), ["a"]);
+    }
+
+    #[test]
+    fn opening_a_folder_leaves_a_write_under_way_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        StateDir::open(dir.path(), "things").unwrap();
+        fs::write(dir.path().join("things/.a.7"), "{").unwrap();
+        StateDir::open(dir.path(), "things").unwrap();
+        assert!(dir.path().join("things/.a.7").exists());
     }
 
     #[test]

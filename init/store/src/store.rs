@@ -27,7 +27,7 @@ use crate::image::Record;
 use crate::layer::Layer;
 use crate::mkfs;
 use crate::root::Root;
-use crate::state::{StateDir, check_name};
+use crate::state::{StateDir, check_name, collect_leftovers};
 use crate::{ImageId, image};
 
 const LAYERS: &str = "layers";
@@ -127,6 +127,7 @@ impl Store {
         let tmp = folder("tmp")?;
         folder("mount")?;
         let state = root.join("state");
+        collect_leftovers(&state)?;
         let store = Store {
             path: root.to_owned(),
             root: File::open(root)
