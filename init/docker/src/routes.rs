@@ -102,8 +102,24 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
             req.name = (*id).to_owned();
             crate::exec::route(engine, verb, req).await
         }
-        ("POST", ["commit"]) => Err(unknown(&method, &path)),
+        ("GET", [kind, name, ..]) => Err(absent(kind, name).unwrap_or_else(|| unknown(&method, &path))),
         _ => Err(unknown(&method, &path)),
+    }
+}
+
+/// What an engine answers that has no object of a kind: `docker inspect NAME` asks for one kind after
+/// the other, and goes on only after such an answer.
+fn absent(kind: &str, name: &str) -> Option<ApiError> {
+    match (kind, name) {
+        // These exist; they cannot be looked at yet.
+        ("networks", "bridge" | "none" | "host") => None,
+        ("networks", _) => Some(ApiError::not_found(format!("network {name} not found"))),
+        ("volumes", _) => Some(ApiError::not_found(format!("get {name}: no such volume"))),
+        ("plugins", _) => Some(ApiError::not_found(format!("plugin {name:?} not found"))),
+        ("services" | "tasks" | "nodes" | "secrets" | "configs", _) => Some(ApiError::unavailable(
+            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
+        )),
+        _ => None,
     }
 }
 
