@@ -42,6 +42,11 @@ pub(crate) async fn route(
         ("POST", ["create"]) => create::create(&engine, req).await,
         ("POST", ["prune"]) => control::prune(&engine, &req).await,
         ("GET", [_, "json"]) => show::inspect(&engine, &req).await,
+        // The name of an image: docker asks for a container of that name before it asks for the image.
+        ("GET", [name @ .., "json"]) => Err(ApiError::not_found(format!(
+            "No such container: {}",
+            name.join("/")
+        ))),
         ("GET", [_, "logs"]) => logs::logs(&engine, &req).await,
         ("POST", [_, "start"]) => control::start(&engine, &req).await,
         ("POST", [_, "stop"]) => control::stop(&engine, &req).await,
