@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::with_machine;
+use common::{Machine, with_machine, with_supervisors};
 
 #[test]
 fn a_container_runs_and_its_output_and_exit_code_come_back() {
@@ -229,5 +229,141 @@ fn a_client_without_a_certificate_of_the_site_is_not_let_in() {
         std::fs::write(machine.dir.join("key.pem"), stranger.1).unwrap();
         let (code, text) = machine.fails(&["ps"]);
         assert!(code == 1 && !text.is_empty(), "{text}");
+    });
+}
+
+#[test]
+fn zones_outlive_their_supervisor_and_its_successor_takes_them_over() {
+    let first = |machine: &Machine| {
+        machine.out(&["run", "-di", "--name", "cat", "busybox", "cat"]);
+        machine.out(&["run", "-dit", "--name", "shell", "busybox", "sh"]);
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "brief",
+            "busybox",
+            "sh",
+            "-c",
+            "sleep 1; echo done; exit 9",
+        ]);
+        machine.out(&[
+            "run", "-d", "--name", "web", "-p", "8080:80", "busybox", "sleep", "600",
+        ]);
+    };
+    let second = |machine: &Machine| {
+        assert_eq!(machine.out(&["wait", "brief"]), "9");
+        assert_eq!(machine.out(&["logs", "brief"]), "done");
+        assert_eq!(machine.feed(&["exec", "-i", "cat", "wc", "-c"], b"12345"), "5");
+        assert_eq!(machine.out(&["port", "web"]), "80/tcp -> 0.0.0.0:8080");
+        let mut terminal = machine.terminal(&["attach", "shell"], 24, 80);
+        terminal.send("echo still he''re; exit 4\n");
+        let (code, text) = terminal.finish();
+        assert!(code == 4 && text.contains("still here"), "{code} {text:?}");
+        machine.out(&["stop", "-t", "0", "web"]);
+        assert_eq!(machine.out(&["ps", "-q", "--filter", "name=web"]), "");
+    };
+    with_supervisors(&[&first, &second]);
+}
+
+#[test]
+fn after_a_boot_the_restart_policy_decides_what_runs() {
+    let first = |machine: &Machine| {
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "always",
+            "--restart",
+            "always",
+            "busybox",
+            "sleep",
+            "600",
+        ]);
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "wanted",
+            "--restart",
+            "unless-stopped",
+            "busybox",
+            "sleep",
+            "600",
+        ]);
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "unwanted",
+            "--restart",
+            "unless-stopped",
+            "busybox",
+            "sleep",
+            "600",
+        ]);
+        machine.out(&["run", "-d", "--name", "plain", "busybox", "sleep", "600"]);
+        machine.out(&["stop", "-t", "0", "unwanted"]);
+        let stopping = machine.engine.stop_all_zones(std::time::Duration::ZERO);
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(stopping);
+    };
+    let second = |machine: &Machine| {
+        let running = || {
+            let mut names: Vec<String> = machine
+                .out(&["ps", "--format", "{{.Names}}"])
+                .lines()
+                .map(str::to_owned)
+                .collect();
+            names.sort();
+            names
+        };
+        machine.until(|| running().len() == 2);
+        assert_eq!(running(), ["always", "wanted"]);
+    };
+    with_supervisors(&[&first, &second]);
+}
+
+#[test]
+fn a_container_without_a_network_has_its_loopback_and_one_with_has_an_address() {
+    with_machine(|machine| {
+        let links = machine.out(&["run", "--rm", "--network", "none", "busybox", "ip", "-o", "addr"]);
+        assert!(
+            links.contains("127.0.0.1/8") && !links.contains("eth0"),
+            "{links}"
+        );
+        let links = machine.out(&[
+            "run",
+            "--rm",
+            "--hostname",
+            "here",
+            "busybox",
+            "sh",
+            "-c",
+            "ip -o addr; cat /etc/hosts",
+        ]);
+        assert!(
+            links.contains("172.17.0.2/16") && links.contains("172.17.0.2\there"),
+            "{links}"
+        );
+        machine.out(&["run", "-d", "-p", "9000:80", "busybox", "sleep", "600"]);
+        let (code, text) = machine.fails(&["run", "--rm", "-p", "9000:80", "busybox", "true"]);
+        assert!(code == 125 && text.contains("9000"), "{code} {text}");
+        assert_eq!(machine.out(&["ps", "-aq"]).lines().count(), 1);
+    });
+}
+
+#[test]
+fn events_tell_a_containers_life() {
+    with_machine(|machine| {
+        machine.out(&["run", "--rm", "--name", "mayfly", "busybox", "true"]);
+        let filter = ["--filter", "container=mayfly", "--format", "{{.Action}}"];
+        // A second from now: the client sends whole seconds.
+        let events = machine.out(&[&["events", "--since", "1h", "--until=-1s"][..], &filter].concat());
+        let told: Vec<&str> = events.lines().collect();
+        assert_eq!(told, ["create", "attach", "start", "die", "destroy"]);
     });
 }

@@ -456,6 +456,19 @@ fn assign_ports(zones: &mut BTreeMap<String, Zone>, published: &[Publication]) -
     kept
 }
 
+/// Brings the loopback of a zone up that is on no network.
+pub fn set_loopback_up(netns: BorrowedFd<'_>) -> Result<()> {
+    let mut links = Connection::open_in(netns, Family::Route)?;
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    let mut batch = Batch::new();
+    rtnl::set_link(&mut batch, Which::Index(LOOPBACK_INDEX), up);
+    let done = links.run(batch).map(drop);
+    done.map_err(|f| f.to("bring the container's loopback up"))
+}
+
 /// Sets up what is inside the zone: two requests on a socket of its namespace.
 fn configure_zone(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result<()> {
     let mut links = Connection::open_in(netns, Family::Route)?;

@@ -27,7 +27,7 @@ mod rtnl;
 mod types;
 pub mod uplink;
 
-pub use bridge::Network;
+pub use bridge::{Network, set_loopback_up};
 pub use error::{Error, Result};
 pub use handover::Protocol;
 pub use types::{BoundPort, Cidr, Endpoint, Mac, ParseCidrError, Port};

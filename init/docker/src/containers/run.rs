@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use network::Network;
 use store::{Error as StoreError, ImageId, Store};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use zones::log::Writer;
 use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
 
@@ -107,7 +107,8 @@ impl<E: Into<ApiError>> From<E> for LaunchError {
     }
 }
 
-/// Runs the program. The record is written and the network connected while other things are done.
+/// Runs the program. The record is written while other things are done; the write has ended when this
+/// returns, so that none of a failed start comes after what tells of the failure.
 async fn launch(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
@@ -116,17 +117,22 @@ async fn launch(
 ) -> Result<(Process, Stdio), LaunchError> {
     let writing = {
         let (store, record) = (store.clone(), record.clone());
-        spawn_blocking(move || save(&store, &record))
+        blocking(move || save(&store, &record))
     };
-    let network = if record.has_network() {
-        Some(engine.network().await?)
-    } else {
-        None
+    let setting_up = async {
+        let network = if record.has_network() {
+            Some(engine.network().await?)
+        } else {
+            None
+        };
+        let (root, zone) = prepare(container, store, record, network.as_deref()).await?;
+        let pending = engine.zones.create(zone, root).await?;
+        connect(&pending, record, network.as_ref()).await?;
+        Ok::<_, ApiError>(pending)
     };
-    let (root, zone) = prepare(container, store, record, network.as_deref()).await?;
-    let pending = engine.zones.create(zone, root).await?;
-    connect(engine, &pending, record, network.as_ref()).await?;
-    writing.await??;
+    let (written, pending) = tokio::join!(writing, setting_up);
+    let pending = pending?;
+    written?;
     pending.release().await.map_err(LaunchError::Start)
 }
 
@@ -184,32 +190,29 @@ fn address(gateway: network::Cidr, first_id: u32) -> Option<std::net::Ipv4Addr> 
     (cidr.contains(address) && address != cidr.broadcast()).then_some(address)
 }
 
-async fn connect(
-    engine: &Arc<Engine>,
-    pending: &Pending,
-    record: &Record,
-    network: Option<&Arc<Network>>,
-) -> Result<()> {
-    let Some(network) = network else { return Ok(()) };
+/// Puts the waiting zone on the network, or sees to its loopback.
+async fn connect(pending: &Pending, record: &Record, network: Option<&Arc<Network>>) -> Result<()> {
     let namespace = pending.network_namespace()?;
+    let Some(network) = network.cloned() else {
+        return blocking(move || network::set_loopback_up(namespace.as_fd())).await;
+    };
     let ports = spec::ports(&Wanted {
         config: record.config.clone(),
         host: record.host.clone(),
     })?;
-    let (network, id, first_id) = (network.clone(), record.id.clone(), record.first_id);
-    let _ = engine;
+    let (id, first_id) = (record.id.clone(), record.first_id);
     blocking(move || {
         let wanted = address(network.gateway(), first_id);
         network.attach(&id, namespace.as_fd(), wanted)?;
-        if !ports.is_empty() {
-            network.publish(&id, &ports).map_err(|error| {
-                ApiError::internal(format!(
-                    "driver failed programming external connectivity: {}",
-                    with_causes(&error)
-                ))
-            })?;
+        if ports.is_empty() {
+            return Ok(());
         }
-        Ok::<_, ApiError>(())
+        network.publish(&id, &ports).map(drop).map_err(|error| {
+            ApiError::internal(format!(
+                "driver failed programming external connectivity: {}",
+                with_causes(&error)
+            ))
+        })
     })
     .await
 }

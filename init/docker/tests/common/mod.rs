@@ -5,9 +5,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -74,10 +76,17 @@ pub(crate) struct Machine {
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-fn serve_keeper(socket: OwnedFd) {
+/// Process 1's part, for one supervisor after another.
+fn serve_keeper() -> Sender<OwnedFd> {
+    let (sender, sockets) = channel();
     let mut server = Server::new().unwrap();
-    server.attach_supervisor(socket).unwrap();
-    std::thread::spawn(move || while server.turn().unwrap() != Turn::SupervisorGone {});
+    std::thread::spawn(move || {
+        for socket in sockets {
+            server.attach_supervisor(socket).unwrap();
+            while server.turn().unwrap() != Turn::SupervisorGone {}
+        }
+    });
+    sender
 }
 
 /// The cgroup2 hierarchy of this machine, wherever it is mounted.
@@ -95,46 +104,55 @@ fn hierarchy() -> PathBuf {
 }
 
 /// Runs `test` with a machine of its own.
-pub(crate) fn with_machine(test: impl FnOnce(&Machine) + Send) {
+pub(crate) fn with_machine(test: impl Fn(&Machine) + Sync) {
+    with_supervisors(&[&test]);
+}
+
+/// Runs each of `tests` with a supervisor of its own; all of them are one machine's.
+pub(crate) fn with_supervisors(tests: &[&(dyn Fn(&Machine) + Sync)]) {
     tools::need(&["busybox-static", "bsdutils"]);
     let program = docker_program();
     let namespace = new_namespace().expect("a network namespace; these tests must run as root");
     run_in(namespace.as_fd(), || {
         network::links::Links::open().unwrap().set_up("lo").unwrap();
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
         let dir = tempfile::tempdir().unwrap();
         let pool = Pool::in_memory(&dir.path().join("memory"), POOL, &dir.path().join("pool"))
             .expect("a pool on a loop device; these tests must run as root");
-        {
-            let machine = runtime.block_on(machine(dir.path(), pool.path(), program));
-            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(&machine)));
-            runtime.block_on(machine.engine.stop_all_zones(Duration::ZERO));
+        let keeper = serve_keeper();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("docker-test-{}-{number}", std::process::id());
+        let mut outcome = Ok(());
+        for (turn, test) in tests.iter().enumerate() {
+            let runtime = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .unwrap();
+            let (ours, keepers) = sys::socket::pair().unwrap();
+            keeper.send(keepers).unwrap();
+            let machine = runtime.block_on(machine(ours, &cgroup, dir.path(), pool.path(), program.clone()));
+            outcome = catch_unwind(AssertUnwindSafe(|| test(&machine)));
+            if turn + 1 == tests.len() || outcome.is_err() {
+                runtime.block_on(machine.engine.stop_all_zones(Duration::ZERO));
+            }
             drop(machine);
             runtime.shutdown_timeout(Duration::from_secs(5));
-            let _ = pool.unmount();
-            if let Err(panic) = outcome {
-                std::panic::resume_unwind(panic);
+            if outcome.is_err() {
+                break;
             }
+        }
+        let _ = pool.unmount();
+        if let Err(panic) = outcome {
+            resume_unwind(panic);
         }
     })
     .unwrap();
 }
 
-async fn machine(dir: &Path, pool: &Path, program: PathBuf) -> Machine {
+async fn machine(keeper: OwnedFd, cgroup: &str, dir: &Path, pool: &Path, program: PathBuf) -> Machine {
     fs::create_dir_all(zones::STAGING).unwrap();
-    let (ours, keepers) = sys::socket::pair().unwrap();
-    serve_keeper(keepers);
-    let name = format!(
-        "docker-test-{}-{}",
-        std::process::id(),
-        NEXT.fetch_add(1, Ordering::Relaxed)
-    );
-    let cgroups = Cgroups::open(&hierarchy(), &name).unwrap();
-    let (zones, survivors, kept) = Zones::connect(ours, cgroups).await.unwrap();
+    let cgroups = Cgroups::open(&hierarchy(), cgroup).unwrap();
+    let (zones, survivors, kept) = Zones::connect(keeper, cgroups).await.unwrap();
     let config = EngineConfig {
         name: "node".to_owned(),
         version: "0.0.0".to_owned(),
@@ -151,7 +169,9 @@ async fn machine(dir: &Path, pool: &Path, program: PathBuf) -> Machine {
     let network = Network::open("mono0", Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16)).unwrap();
     engine.set_network(Arc::new(network));
     let store = Store::open(pool).unwrap();
-    import_busybox(&store);
+    if store.images().is_empty() {
+        import_busybox(&store);
+    }
     engine.set_store(Arc::new(store));
     let (certificate, key) = site.client();
     for (file, text) in [("ca.pem", site.ca()), ("cert.pem", certificate), ("key.pem", key)] {
