@@ -218,10 +218,6 @@ struct StartWanted {
 }
 
 async fn start(engine: Arc<Engine>, exec: Arc<Exec>, mut req: Request) -> Result<Response> {
-    let hijacks = req.header("upgrade").is_some();
-    // Without an upgrade the body's end is where the JSON's is, or never: a client that sends input
-    // that way says its length.
-    let _ = hijacks;
     let wanted: StartWanted = req.json().await?;
     exec.container.running()?;
     {

@@ -8,19 +8,19 @@
 #![recursion_limit = "512"]
 
 mod containers;
+pub mod engine;
+pub mod events;
 mod exec;
+pub mod http;
+pub mod images;
+pub mod query;
 mod registry;
+pub mod routes;
 mod serve;
 mod streams;
 mod system;
 pub mod tls;
 mod users;
-pub mod engine;
-pub mod events;
-pub mod http;
-pub mod images;
-pub mod query;
-pub mod routes;
 
 pub use engine::{Engine, EngineConfig, Power};
 pub use serve::serve;

@@ -367,3 +367,33 @@ fn events_tell_a_containers_life() {
         assert_eq!(told, ["create", "attach", "start", "die", "destroy"]);
     });
 }
+
+#[test]
+fn what_is_not_there_answers_with_a_sentence() {
+    with_machine(|machine| {
+        let id = machine.out(&["create", "busybox", "true"]);
+        for (args, sentence) in [
+            (&["pause", &id][..], "does not pause containers yet"),
+            (
+                &["volume", "ls"][..],
+                "does not have the endpoint GET /volumes yet",
+            ),
+            (
+                &["inspect", "--type", "container", "nobody"][..],
+                "No such container: nobody",
+            ),
+            (&["ps", "--filter", "colour=red"][..], "colour"),
+            (&["run", "nosuchimage:none", "true"][..], "nosuchimage"),
+        ] {
+            let (code, text) = machine.fails(args);
+            assert!(code != 0 && text.contains(sentence), "{args:?}: {code} {text}");
+        }
+        let newer = machine
+            .command(&["ps"])
+            .env("DOCKER_API_VERSION", "1.99")
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&newer.stderr);
+        assert!(text.contains("Maximum supported API version is 1.51"), "{text}");
+    });
+}
