@@ -202,7 +202,13 @@ impl Machine {
 }
 
 fn record(start: Start<'_>) -> anyhow::Result<Record> {
-    let free = |protocol, wanted| ports::free(protocol, wanted).context("This machine has no free port");
+    let mut given = Vec::new();
+    let mut free = |protocol, wanted| {
+        let port = ports::free(protocol, wanted, &given).context("This machine has no free port")?;
+        given.push((protocol, port));
+        anyhow::Ok(port)
+    };
+    let api_port = free(Protocol::Tcp, API_PORT)?;
     let forwards = start.recipe.qemu.forwards.iter().map(|wanted| {
         let host = free(wanted.protocol, wanted.outer)?;
         Ok(Forward {
@@ -211,12 +217,13 @@ fn record(start: Start<'_>) -> anyhow::Result<Record> {
             guest: wanted.inner,
         })
     });
+    let forwards = forwards.collect::<anyhow::Result<_>>()?;
     let processors = available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
     Ok(Record {
         recipe: start.path.to_owned(),
         image: start.image.dir.clone(),
-        api_port: free(Protocol::Tcp, API_PORT)?,
-        forwards: forwards.collect::<anyhow::Result<_>>()?,
+        api_port,
+        forwards,
         memory: start.recipe.qemu.memory.0,
         cpus: start.recipe.qemu.cpus.clamp(1, processors),
         acceleration: start.acceleration,

@@ -7,8 +7,8 @@
 //! this kernel, this machine's kernel and this QEMU.
 //!
 //! Without it the guest is emulated: with a thread for each of its CPUs, but only from QEMU 8.2 on.
-//! Before, one thread could run code that another had just patched, and the guest's kernel died of
-//! it now and then ("Oops: int3").
+//! Before, one thread could run code that another had just patched, and one boot in some thirty ended
+//! with the kernel's "Oops: int3". A boot takes no measurably longer on one thread.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -48,16 +48,11 @@ pub enum Acceleration {
 /// The first QEMU, major and minor version, whose translation is safe on several threads.
 const SAFE_ON_THREADS: (u32, u32) = (8, 2);
 
-/// All virtual CPUs on one thread: QEMU before 8.2 may run code of the guest's kernel that another
-/// virtual CPU is just patching, and one boot in some thirty ended with "Oops: int3". A boot takes no
-/// measurably longer for it.
-const EMULATION: &str = "tcg,thread=single";
-
 impl Acceleration {
     pub(super) fn arguments(self) -> [(&'static str, &'static str); 2] {
         match self {
             Self::Kvm => [("-accel", "kvm"), ("-cpu", "host")],
-            Self::Emulated => [("-accel", EMULATION), ("-cpu", "max")],
+            Self::Emulated => [("-accel", "tcg,thread=multi"), ("-cpu", "max")],
             Self::EmulatedOnOneThread => [("-accel", "tcg,thread=single"), ("-cpu", "max")],
         }
     }

@@ -239,7 +239,6 @@ mod tests {
     fn a_machine_has_what_was_asked_for() {
         let line = text(&machine());
         for part in [
-            "-accel tcg,thread=single -cpu max",
             "-smp 2 -m 1024M",
             "-kernel /image/vmlinuz -initrd /image/initrd -append console=ttyS0 quiet",
             "user,id=network,hostfwd=tcp:127.0.0.1:2376-:2376,hostfwd=udp:127.0.0.1:5353-:53",
@@ -250,6 +249,24 @@ mod tests {
             assert!(line.contains(part), "{part} is not in {line}");
         }
         assert!(!line.contains("-no-reboot"));
+    }
+
+    #[test]
+    fn the_cpus_of_a_machine_run_as_the_verdict_says() {
+        for (acceleration, part) in [
+            (Acceleration::Kvm, "-accel kvm -cpu host"),
+            (Acceleration::Emulated, "-accel tcg,thread=multi -cpu max"),
+            (
+                Acceleration::EmulatedOnOneThread,
+                "-accel tcg,thread=single -cpu max",
+            ),
+        ] {
+            let line = text(&Qemu {
+                acceleration,
+                ..machine()
+            });
+            assert!(line.contains(part), "{part} is not in {line}");
+        }
     }
 
     #[test]
