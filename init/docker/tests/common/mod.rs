@@ -141,7 +141,8 @@ pub(crate) fn with_supervisors(tests: &[&(dyn Fn(&Machine) + Sync)]) {
                 break;
             }
         }
-        let _ = pool.unmount();
+        // What a failed test has left running keeps both busy.
+        let _ = (pool.unmount(), fs::remove_dir(hierarchy().join(&cgroup)));
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }
