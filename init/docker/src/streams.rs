@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sys::readiness::{self, AsyncFd, Interest};
@@ -21,6 +22,9 @@ use crate::http::Hijack;
 const CHUNK: usize = 32 << 10;
 /// Chunks that wait for a client before the process has to.
 const CLIENT_DEPTH: usize = 32;
+
+/// How long a client that has everything may take to close its side.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// What the process said, as it was read.
 #[derive(Debug, Clone)]
@@ -247,7 +251,15 @@ pub(crate) async fn attend(
         detached = heard => detached,
     };
     output.shutdown().await?;
+    let _ = tokio::time::timeout(LINGER, drain(&mut input)).await;
     Ok(detached)
+}
+
+/// Reads what the client still sends, to its end. A connection that is closed with unread bytes is
+/// reset by the kernel, and with that the client loses the last of what the process said.
+async fn drain(input: &mut (impl AsyncReadExt + Unpin)) {
+    let mut buffer = [0; 512];
+    while matches!(input.read(&mut buffer).await, Ok(1..)) {}
 }
 
 async fn tell(
