@@ -100,10 +100,11 @@ impl<'a> Archive<'a> {
             .filter(|package| !self.is_whole(package))
             .collect();
         if !missing.is_empty() {
-            let many = if missing.len() == 1 { "package" } else { "packages" };
-            let step = self
-                .progress
-                .step(&format!("fetch {} Debian {many}", missing.len()));
+            let what = match missing.as_slice() {
+                [one] => one.name.clone(),
+                many => format!("{} Debian packages", many.len()),
+            };
+            let step = self.progress.step(&format!("fetch {what}"));
             self.download(&missing)?;
             step.finish();
         }

@@ -9,7 +9,7 @@ use super::{Progress, Step, spell};
 /// How often the spinner turns.
 const TICK: Duration = Duration::from_millis(100);
 /// Columns of a step's name.
-const NAME: usize = 34;
+const NAME: usize = 36;
 const SPINNING: &str = "{spinner:.cyan} {prefix} {elapsed:>6.dim}  {wide_msg:.dim}";
 const COUNTING: &str =
     "{spinner:.cyan} {prefix} {elapsed:>6.dim}  {bar:20.cyan/dim} {percent:>3} %  {wide_msg:.dim}";
