@@ -75,7 +75,7 @@ pub(crate) async fn restart(engine: &Arc<Engine>, req: &Request) -> Result<Respo
 
 pub(crate) async fn kill(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let container = find(engine, req).await?;
-    run::kill(engine, &container, signal(req)?.unwrap_or(run::libc_signal::KILL))?;
+    run::kill(engine, &container, signal(req)?.unwrap_or(run::libc_signal::KILL)).await?;
     no_content()
 }
 

@@ -23,6 +23,8 @@ use crate::users::Databases;
 
 /// How long an attached client that does not read may hold up the settling of an end.
 const CLIENT_LIMIT: Duration = Duration::from_secs(5);
+/// How long a request that kills a container waits for its end.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// First pause before a restart by policy; doubled at each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -437,7 +439,7 @@ pub(crate) mod libc_signal {
     pub(crate) const TERM: i32 = 15;
 }
 
-pub(crate) fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signal: i32) -> Result<()> {
+pub(crate) async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signal: i32) -> Result<()> {
     let process = container.running().map_err(|_| {
         let name = container.record().name;
         ApiError::conflict(format!(
@@ -448,8 +450,15 @@ pub(crate) fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signal: i32
     if matches!(signal, libc_signal::KILL | libc_signal::TERM) {
         container.lock().stopped = true;
     }
+    let mut life = container.life.subscribe();
+    let exits = life.borrow_and_update().exits;
     process.signal(signal)?;
     engine.tell("container", "kill", container);
+    if signal == libc_signal::KILL {
+        // As with Docker: who has killed a container finds it ended.
+        let ended = life.wait_for(|life| life.exits > exits || life.removed);
+        let _ = tokio::time::timeout(KILL_LIMIT, ended).await;
+    }
     Ok(())
 }
 
