@@ -82,7 +82,7 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     let served = match &bundle {
         Some(bundle) => api(bundle, listening, &zones, &engine).await,
         None => Err(anyhow::anyhow!(
-            "The machine was given no identity, so nobody can be let in; boot it with a node bundle"
+            "There is no node bundle, so nobody can be let in: boot the machine with one"
         )),
     };
     report("api", Instant::now(), served);
@@ -158,7 +158,12 @@ async fn bring_up(
         Ok(Some(store)) => {
             engine.set_store(store.clone());
             preload::images(&store, &config.images).await;
-            engine.start_boot_zones(&config.zones).await;
+            if !config.zones.is_empty() {
+                let started = Instant::now();
+                engine.start_boot_zones(&config.zones).await;
+                let names: Vec<&str> = config.zones.iter().map(|zone| zone.name.as_str()).collect();
+                report("zones", started, anyhow::Ok(names.join(", ")));
+            }
         }
         _ => engine.no_store("The pool could not be opened; the console says why."),
     }
