@@ -310,24 +310,23 @@ fn a_layer_cannot_write_outside_its_root() {
     for (name, layer) in cases {
         let image = Image::new("escaping:1", &[tests::images::busybox_layer(), layer]);
         let said = refused("escaping:1", &image.docker_archive());
-        assert!(said.contains(".."), "{name}: {said}");
+        assert!(said.contains(name), "{name}: {said}");
     }
 }
 
 #[test]
-fn absolute_names_and_links_stay_inside_the_root() {
+fn links_stay_inside_the_root() {
     let layer = Layer::new()
-        .file("/absolute", 0o644, "inside")
         .symlink("up", "../../../../../..")
         .file("up/through-link", 0o644, "inside")
         .symlink("root", "/")
         .file("root/through-root", 0o644, "inside")
-        .hardlink("hard", "/absolute");
+        .hardlink("hard", "through-link");
     let image = Image::new("staying:1", &[tests::images::busybox_layer(), layer]);
     docker().outcome_of("load", &image.docker_archive()).ok();
     assert_eq!(
-        docker().ok("run --rm staying:1 cat /absolute /through-link /through-root /hard"),
-        "insideinsideinsideinside"
+        docker().ok("run --rm staying:1 cat /through-link /through-root /hard"),
+        "insideinsideinside"
     );
     docker().ok("rmi staying:1");
 }
