@@ -24,6 +24,9 @@ pub(super) fn run(arguments: &Build) -> anyhow::Result<()> {
             recipe.name
         );
     }
+    if !folder {
+        check_parent(output)?;
+    }
     let progress = progress::for_stderr();
     host::provide(&host::PACKAGE_TOOLS, progress.as_ref())?;
     let image = image::build(&recipe, &BuildOptions::from_environment()?, progress.as_ref())?;
@@ -37,6 +40,18 @@ pub(super) fn run(arguments: &Build) -> anyhow::Result<()> {
         format!("{}  {}\n", path.display(), text::dim(&text::size(length)))
     });
     text::print(&lines.collect::<String>())
+}
+
+/// Looks whether the file can be put there before minutes are spent on it.
+fn check_parent(output: &Path) -> anyhow::Result<()> {
+    match output.parent() {
+        Some(parent) if parent != Path::new("") && !parent.is_dir() => bail!(
+            "There is no folder {} to write {} to; make it first",
+            parent.display(),
+            output.display()
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// The `.efi` file under its new name, and the manifest beside it.
@@ -84,4 +99,18 @@ fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
             to.display()
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_without_a_folder_is_refused_before_the_build() {
+        let error = check_parent(Path::new("/nowhere/x.efi")).unwrap_err().to_string();
+        assert!(error.contains("/nowhere"), "{error}");
+        for good in ["x.efi", "./x.efi", "/x.efi"] {
+            check_parent(Path::new(good)).unwrap();
+        }
+    }
 }

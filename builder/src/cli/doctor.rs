@@ -13,6 +13,8 @@ use super::{Doctor, text};
 const ROOM: u64 = 3 << 30;
 /// The quick start's memory, and the compiler's.
 const MEMORY: u64 = 2 << 30;
+/// The only thing that `up` does not install: without it there would be no `up`.
+const CARGO: &str = "cargo";
 
 pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
     let findings = findings();
@@ -29,8 +31,11 @@ pub(super) fn run(arguments: &Doctor) -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    if missing == [CARGO] {
+        bail!("This machine lacks cargo; install it as https://rustup.rs says, then run this again");
+    }
     bail!(
-        "This machine lacks {}; `{}` installs what it may",
+        "This machine lacks {}; what comes from Debian's packages is installed by `{}`",
         missing.join(", "),
         text::again("up")
     )
@@ -64,7 +69,7 @@ fn cargo() -> Finding {
     } else {
         "builds the appliance's /init; see https://rustup.rs"
     };
-    finding("cargo", there, false, note)
+    finding(CARGO, there, false, note)
 }
 
 fn docker() -> Finding {

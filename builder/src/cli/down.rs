@@ -36,10 +36,11 @@ fn power_off(machine: &Machine, process: &Process, progress: &dyn Progress) -> a
     let down = machine.take_down(process, api.as_ref())?;
     step.finish();
     Ok(match down {
-        Ended::PoweredOff => format!(
+        Ended::PoweredOff if machine.disk().exists() => format!(
             "The machine {name} is off; its disk is kept for the next `{}`.\n",
             text::again("up")
         ),
+        Ended::PoweredOff => format!("The machine {name} is off.\n"),
         Ended::Quit | Ended::Killed => format!(
             "The machine {name} did not power itself off, so its plug was pulled; what its containers wrote last may be \
              lost.\n"

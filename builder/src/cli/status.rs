@@ -142,9 +142,9 @@ fn tell(report: &Report) -> String {
         rows.push((
             "machine",
             format!(
-                "{} memory, {} CPUs, {}",
+                "{} memory, {}, {}",
                 text::size(record.memory),
-                record.cpus,
+                text::count(record.cpus, "CPU"),
                 record.acceleration
             ),
         ));

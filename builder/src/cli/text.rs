@@ -94,6 +94,12 @@ pub(super) fn size(bytes: u64) -> String {
     }
 }
 
+/// A number of things.
+pub(super) fn count(number: u32, thing: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
 /// How a person calls a command of this program again.
 pub(super) fn again(arguments: &str) -> String {
     let called = env::args().next().unwrap_or_default();

@@ -19,6 +19,9 @@ use super::{Up, pick, status, text};
 /// How long the API of a machine that runs may take before its console is looked at.
 const LIMIT: Duration = Duration::from_secs(5);
 
+/// Ports of a machine behind which a browser finds something.
+const WEB_PORTS: [u16; 2] = [80, 8080];
+
 /// A machine that is up.
 struct UpAndReady {
     machine: Machine,
@@ -224,8 +227,13 @@ fn tell(
             again("up")
         );
     }
-    for forward in &up.record.forwards {
-        told += &format!("{}.\n", status::port(forward));
+    for (forward, wanted) in up.record.forwards.iter().zip(&recipe.qemu.forwards) {
+        let taken = if forward.host == wanted.outer {
+            String::new()
+        } else {
+            format!(" ({} was taken)", wanted.outer)
+        };
+        told += &format!("{}{taken}.\n", status::port(forward));
     }
     told += &next(recipe, up, context);
     text::print(&told)
@@ -259,6 +267,17 @@ fn next(recipe: &Recipe, up: &UpAndReady, context: Option<Registered>) -> String
             told += " run ...` works.\n";
         }
         None => {}
+    }
+    let pages = up
+        .record
+        .forwards
+        .iter()
+        .filter(|forward| WEB_PORTS.contains(&forward.guest));
+    for forward in pages {
+        rows.push((
+            format!("curl http://127.0.0.1:{}/", forward.host),
+            "what it serves",
+        ));
     }
     rows.push((again("status"), "how the machine is"));
     rows.push((again("console"), "its serial console"));
