@@ -14,10 +14,11 @@ mod start;
 mod tests;
 mod wait;
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -42,6 +43,9 @@ const ORDER: Duration = Duration::from_secs(15);
 const TAIL: usize = 25;
 /// No line that is shown lies further from the log's end.
 const TAIL_BYTES: u64 = 64 << 10;
+
+/// Mode of a machine's folder.
+const PRIVATE_DIR: u32 = 0o700;
 
 /// What a machine was started as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,7 +183,11 @@ impl Machine {
     pub fn lock(&self, waiting: &mut dyn FnMut()) -> anyhow::Result<File> {
         let path = self.dir.join("lock");
         let open = || {
-            fs::create_dir_all(&self.dir)?;
+            // The disk and the monitor are nobody else's business.
+            DirBuilder::new()
+                .recursive(true)
+                .mode(PRIVATE_DIR)
+                .create(&self.dir)?;
             OpenOptions::new()
                 .create(true)
                 .truncate(false)

@@ -88,6 +88,16 @@ fn a_record_that_is_damaged_is_none() {
 }
 
 #[test]
+fn a_machines_folder_is_its_owners() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let state = tempfile::tempdir().unwrap();
+    let machine = Machine::named(&state.path().join("monobloc"), "quickstart");
+    let _lock = machine.lock(&mut || ()).unwrap();
+    let mode = fs::metadata(machine.dir()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
+}
+
+#[test]
 fn a_second_command_waits_for_the_first() {
     let (_state, machine) = machine();
     let first = machine.lock(&mut || panic!("nobody else is there")).unwrap();
