@@ -109,6 +109,9 @@ fn engine_config(config: &Arc<BootConfig>, power: mpsc::UnboundedSender<Power>) 
         version: env!("CARGO_PKG_VERSION").to_owned(),
         registry: config.registry.clone(),
         power: Box::new(move |end| {
+            if end == Power::Supervisor {
+                std::process::abort();
+            }
             let _ = power.send(end);
         }),
         pool_kind: Box::new(pool::kind),

@@ -4,10 +4,13 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long an answer may take.
 const LIMIT: Duration = Duration::from_secs(30);
+
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A loopback HTTP server that answers everything with one text; it ends with the process.
 #[derive(Debug)]
@@ -74,6 +77,27 @@ pub fn get_with(port: u16, path: &str, headers: &str) -> io::Result<String> {
         return Err(io::Error::other(head.to_owned()));
     }
     Ok(body.to_owned())
+}
+
+/// Asks until there is a good answer: the far end listens some time after it was started, and tells
+/// nobody when it does.
+///
+/// # Panics
+/// There is none within `limit`.
+#[track_caller]
+#[must_use]
+pub fn get_in_time(port: u16, path: &str, limit: Duration) -> String {
+    let deadline = Instant::now() + limit;
+    loop {
+        match get(port, path) {
+            Ok(body) => return body,
+            Err(error) => assert!(
+                Instant::now() < deadline,
+                "no good answer from port {port}: {error}"
+            ),
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 /// A loopback port that was free a moment ago.

@@ -83,8 +83,6 @@ pub struct Boot {
     firmware: bool,
     network: bool,
     identity: bool,
-    /// Added to the kernel command line.
-    command_line: &'static str,
 }
 
 impl Boot {
@@ -98,7 +96,6 @@ impl Boot {
             firmware: false,
             network: true,
             identity: true,
-            command_line: "",
         }
     }
 
@@ -140,15 +137,6 @@ impl Boot {
     pub fn without_network(self) -> Self {
         Self {
             network: false,
-            ..self
-        }
-    }
-
-    /// With the keys of the kernel's "magic sysrq" at work ([`Machine::monitor`]: `sendkey alt-sysrq-…`).
-    #[must_use]
-    pub fn with_kernel_keys(self) -> Self {
-        Self {
-            command_line: " sysrq_always_enabled",
             ..self
         }
     }
@@ -353,6 +341,14 @@ impl Machine {
         self.wait_ready(mark);
     }
 
+    /// Has the supervisor crash by its API, and waits until its successor is ready. There is no answer.
+    #[track_caller]
+    pub fn crash_supervisor(&self) {
+        let mark = self.console.mark();
+        let _ = api::request(&self.endpoint, "POST", "/monobloc/v1/restart-supervisor");
+        self.wait_ready(mark);
+    }
+
     /// Cuts the machine's power.
     pub fn cut_power(self) {
         drop(self);
@@ -457,7 +453,7 @@ fn start_from(boot: &Boot, image: &Built, folder: &Path) -> anyhow::Result<Vec<S
             "-initrd".into(),
             initrd,
             "-append".into(),
-            format!("{}{}", image.cmdline, boot.command_line),
+            image.cmdline.clone(),
         ]);
     }
     let efi = image.efi.as_ref().context("The recipe makes no .efi file")?;

@@ -20,11 +20,13 @@ use crate::events::Events;
 use crate::exec::Execs;
 use crate::http::{ApiError, Result};
 
-/// How the machine is to end.
+/// How the machine is to end, or what of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
     Off,
     Reboot,
+    /// Only the supervisor, at once, as if it had crashed: the zones go on and a successor takes over.
+    Supervisor,
 }
 
 /// What the engine is told when it is made.

@@ -90,7 +90,7 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
         ("GET", ["info"]) => system::info(&engine).await,
         ("GET", ["events"]) => system::events(&engine, &req),
         ("GET", ["monobloc", "v1", "status"]) => system::status(&engine).await,
-        ("POST", ["monobloc", "v1", verb @ ("poweroff" | "reboot")]) => system::power(engine, verb),
+        ("POST", ["monobloc", "v1", verb @ ("poweroff" | "reboot" | "restart-supervisor")]) => system::power(engine, verb),
         (_, ["images" | "auth" | "build" | "distribution", ..]) => {
             images::route(engine, method.as_str(), &segments, req).await
         }

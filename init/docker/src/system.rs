@@ -151,10 +151,10 @@ pub(crate) async fn status(engine: &Arc<Engine>) -> Result<Response> {
 
 /// Answers, then ends the machine.
 pub(crate) fn power(engine: Arc<Engine>, verb: &str) -> Result<Response> {
-    let power = if verb == "reboot" {
-        Power::Reboot
-    } else {
-        Power::Off
+    let power = match verb {
+        "reboot" => Power::Reboot,
+        "restart-supervisor" => Power::Supervisor,
+        _ => Power::Off,
     };
     (engine.config.power)(power);
     json(
