@@ -2,14 +2,12 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use monobloc::client::tls::client_config;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, StreamOwned};
 
 use crate::client::Endpoint;
 
@@ -23,7 +21,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub fn request(endpoint: &Endpoint, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
     let config = client_config(&endpoint.certificates)?;
     let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
-    let connection = ClientConnection::new(Arc::new(config), name)?;
+    let connection = ClientConnection::new(config, name)?;
     let socket = TcpStream::connect((Ipv4Addr::LOCALHOST, endpoint.port))?;
     socket.set_read_timeout(Some(LIMIT))?;
     let mut stream = StreamOwned::new(connection, socket);
@@ -45,16 +43,4 @@ pub fn request(endpoint: &Endpoint, method: &str, path: &str) -> anyhow::Result<
         .and_then(|code| code.parse().ok())
         .context("The API gave no status")?;
     Ok((status, body.to_owned()))
-}
-
-fn client_config(certificates: &Path) -> anyhow::Result<ClientConfig> {
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(certificates.join("ca.pem"))?)?;
-    let chain =
-        CertificateDer::pem_file_iter(certificates.join("cert.pem"))?.collect::<Result<Vec<_>, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(certificates.join("key.pem"))?;
-    Ok(ClientConfig::builder()
-        .with_root_certificates(roots)
-        .with_client_auth_cert(chain, key)?)
 }

@@ -2,13 +2,13 @@
 //! appliance's boot is measured beside.
 
 use std::fs;
-use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use monobloc::qemu;
 
-use crate::image::Built;
+use crate::machine::Boot;
 use crate::process::{bound, spawn};
 use crate::transcript::Transcript;
 
@@ -84,23 +84,21 @@ pub fn initramfs() -> Vec<u8> {
     archive
 }
 
-/// Boots an image's kernel with that initramfs until the machine is off, in the hardware of `machine`
-/// (QEMU arguments); gives the time from QEMU's start to its end.
+/// Boots the kernel of `boot` with that initramfs, in the same machine, until the machine is off; gives
+/// the time from QEMU's start to its end.
 ///
 /// # Errors
 /// The machine does not go off.
-pub fn boot(image: &Built, hardware: &[String]) -> anyhow::Result<Duration> {
+pub fn boot(boot: &Boot) -> anyhow::Result<Duration> {
     let folder = tempfile::tempdir()?;
-    let initrd = folder.path().join("initrd");
-    fs::write(&initrd, initramfs())?;
-    let mut command = bound("qemu-system-x86_64");
-    command.args(hardware).args([
-        Path::new("-kernel"),
-        &image.vmlinuz,
-        Path::new("-initrd"),
-        &initrd,
-    ]);
-    command.arg("-append").arg(&image.cmdline);
+    let path = folder.path().join("initrd");
+    fs::write(&path, initramfs())?;
+    let mut machine = boot.imitated(folder.path())?;
+    if let qemu::Boot::Direct { initrd, .. } = &mut machine.boot {
+        *initrd = path;
+    }
+    let mut command = bound(qemu::PROGRAM);
+    command.args(machine.arguments());
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

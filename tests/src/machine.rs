@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
+use handover::Protocol;
+use monobloc::qemu::{self, Acceleration, Forward, Qemu};
 use tempfile::TempDir;
 
 use crate::api;
@@ -18,18 +19,17 @@ use crate::host::free_port;
 use crate::image::{Built, Kind, built};
 use crate::process::{bound, spawn};
 use crate::setup::tools;
+use crate::site::Identity;
 use crate::transcript::Transcript;
 
 /// How long a boot may take, emulated, with other tests beside it.
-const BOOT: Duration = Duration::from_secs(240);
+const BOOT: Duration = Duration::from_secs(120);
 /// How long a machine may take to go down.
 const DOWN: Duration = Duration::from_secs(90);
 /// What the console says when the API listens.
 const READY: &str = "monobloc: ready";
-/// Emulated, because a test must go the same way everywhere; and on one thread: QEMU before 8.2 can run
-/// code that another virtual CPU has just patched away, and the guest's kernel dies of it now and then
-/// ("Oops: int3").
-const ACCELERATION: &str = "tcg,thread=single";
+/// A test must go the same way everywhere, and QEMU's translation is safe on one thread in every version.
+const ACCELERATION: Acceleration = Acceleration::EmulatedOnOneThread;
 const MIB: u64 = 1 << 20;
 /// Ports of the machine that are reached from here besides the API, for published ports.
 const FORWARDED: [u16; 3] = [80, 8080, 8081];
@@ -83,6 +83,7 @@ pub struct Boot {
     firmware: bool,
     network: bool,
     identity: bool,
+    restarts: bool,
 }
 
 impl Boot {
@@ -96,6 +97,7 @@ impl Boot {
             firmware: false,
             network: true,
             identity: true,
+            restarts: false,
         }
     }
 
@@ -141,6 +143,15 @@ impl Boot {
         }
     }
 
+    /// In a machine that starts anew when it resets; others end, so that a kernel's panic is not missed.
+    #[must_use]
+    pub fn restarting(self) -> Self {
+        Self {
+            restarts: true,
+            ..self
+        }
+    }
+
     /// Without a node bundle.
     #[must_use]
     pub fn without_identity(self) -> Self {
@@ -150,10 +161,12 @@ impl Boot {
         }
     }
 
-    /// QEMU's arguments for the machine that it is to imitate, without what it boots.
-    #[must_use]
-    pub fn hardware(&self) -> Vec<String> {
-        hardware(self)
+    /// The machine that this would boot, to boot something else in it. Its sockets lie in `folder`.
+    ///
+    /// # Errors
+    /// The image cannot be built.
+    pub fn imitated(&self, folder: &Path) -> anyhow::Result<Qemu> {
+        imitated(self, built(self.image)?, folder, free_port())
     }
 
     /// Boots, and waits until the API listens.
@@ -196,37 +209,13 @@ pub struct Machine {
 
 impl Machine {
     fn power_on(boot: Boot) -> anyhow::Result<Self> {
-        let image = built(boot.image)?;
         let folder = tempfile::tempdir()?;
-        let site = crate::site::Identity::shared()?;
         let api = free_port();
-        let forwarded = FORWARDED
-            .map(|port| (port, free_port()))
-            .into_iter()
-            .collect::<BTreeMap<_, _>>();
-        let mut command = bound("qemu-system-x86_64");
-        command.args(hardware(&boot));
-        command.args(start_from(&boot, image, folder.path())?);
-        if boot.identity {
-            command.arg("-fw_cfg").arg(format!(
-                "name={},file={}",
-                handover::FW_CFG_BUNDLE,
-                site.bundle.display()
-            ));
-        }
-        if boot.network {
-            let forwards = forwarded
-                .iter()
-                .map(|(guest, host)| (*host, *guest))
-                .chain([(api, handover::API_PORT)]);
-            let forwards = forwards.map(|(host, guest)| format!(",hostfwd=tcp:127.0.0.1:{host}-:{guest}"));
-            command.args(["-netdev", &format!("user,id=net{}", forwards.collect::<String>())]);
-            command.args(["-device", "virtio-net-pci,netdev=net"]);
-        }
-        command.arg("-qmp").arg(format!(
-            "unix:{},server=on,wait=off",
-            folder.path().join("qmp").display()
-        ));
+        let imitated = imitated(&boot, built(boot.image)?, folder.path(), api)?;
+        let forwards = imitated.forwards.iter().flatten();
+        let forwarded = forwards.map(|forward| (forward.guest, forward.host)).collect();
+        let mut command = bound(qemu::PROGRAM);
+        command.args(imitated.arguments());
         command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -234,14 +223,14 @@ impl Machine {
         let started = Instant::now();
         let mut qemu = spawn(command).context("Cannot start QEMU")?;
         let console = Transcript::follow("the console", qemu.stdout.take().context("QEMU has no console")?);
-        remember(&console);
+        consoles().push(console.clone());
         Ok(Self {
             boot,
             qemu: Mutex::new(qemu),
             console,
             endpoint: Endpoint {
                 port: api,
-                certificates: site.client.clone(),
+                certificates: Identity::shared()?.client.clone(),
             },
             forwarded,
             docker: OnceLock::new(),
@@ -354,36 +343,6 @@ impl Machine {
         drop(self);
     }
 
-    /// Gives QEMU's monitor a command.
-    ///
-    /// # Errors
-    /// QEMU does not take it.
-    pub fn monitor(&self, command: &str) -> anyhow::Result<()> {
-        use std::io::{BufRead as _, BufReader};
-        let mut socket = UnixStream::connect(self.folder.path().join("qmp"))?;
-        let mut answers = BufReader::new(socket.try_clone()?).lines();
-        answers.next().context("QEMU's monitor is closed")??;
-        for (execute, arguments) in [
-            ("qmp_capabilities", serde_json::json!({})),
-            (
-                "human-monitor-command",
-                serde_json::json!({"command-line": command}),
-            ),
-        ] {
-            writeln!(
-                socket,
-                "{}",
-                serde_json::json!({"execute": execute, "arguments": arguments})
-            )?;
-            let answer = answers
-                .by_ref()
-                .find(|line| line.as_ref().map_or(true, |line| !line.contains("\"event\"")));
-            let answer = answer.context("QEMU's monitor was closed")??;
-            ensure!(answer.contains("\"return\""), "QEMU refuses {command}: {answer}");
-        }
-        Ok(())
-    }
-
     /// What was booted.
     #[must_use]
     pub fn boot(&self) -> &Boot {
@@ -396,107 +355,69 @@ impl Drop for Machine {
         let qemu = self.qemu.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = qemu.kill();
         let _ = qemu.wait();
+        consoles().retain(|console| !console.is(&self.console));
     }
 }
 
-/// The machine that QEMU imitates.
-fn hardware(boot: &Boot) -> Vec<String> {
-    let memory = format!("{}M", boot.memory / MIB);
-    let mut arguments = vec![
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-machine",
-        "q35",
-        "-accel",
-        ACCELERATION,
-        "-cpu",
-        "max",
-        "-smp",
-        "2",
-        "-m",
-        &memory,
-        "-serial",
-        "stdio",
-        "-device",
-        "virtio-rng-pci",
-    ]
-    .into_iter()
-    .map(String::from)
-    .collect::<Vec<_>>();
-    if let Some(disk) = &boot.disk {
-        let drive = format!(
-            "if=none,id=disk,format=raw,discard=unmap,file={}",
-            disk.path().display()
-        );
-        arguments.extend([
-            "-drive".into(),
-            drive,
-            "-device".into(),
-            "virtio-blk-pci,drive=disk".into(),
-        ]);
-    }
-    arguments
+/// The machine that QEMU imitates, with its sockets in `folder`.
+fn imitated(boot: &Boot, image: &Built, folder: &Path, api: u16) -> anyhow::Result<Qemu> {
+    let start = if boot.firmware {
+        let variables = folder.join("variables.fd");
+        fs::copy(qemu::FIRMWARE_VARIABLES, &variables).context("Cannot copy the firmware's settings")?;
+        qemu::Boot::Efi {
+            image: image.efi.clone().context("The recipe makes no .efi file")?,
+            variables,
+        }
+    } else {
+        qemu::Boot::Direct {
+            kernel: image.vmlinuz.clone(),
+            initrd: image.initrd.clone(),
+            command_line: image.cmdline.clone(),
+        }
+    };
+    let identity = Identity::shared()?;
+    Ok(Qemu {
+        name: "test".to_owned(),
+        acceleration: ACCELERATION,
+        boot: start,
+        memory: boot.memory,
+        cpus: 2,
+        disk: boot.disk.as_ref().map(|disk| disk.path().to_owned()),
+        forwards: boot.network.then(|| forwards(api)),
+        bundle: boot.identity.then(|| identity.bundle.clone()),
+        // Our end of QEMU's standard output.
+        log: "/dev/stdout".into(),
+        console: folder.join("console"),
+        qmp: folder.join("qmp"),
+        restarts: boot.restarts,
+    })
 }
 
-/// What the machine starts from.
-fn start_from(boot: &Boot, image: &Built, folder: &Path) -> anyhow::Result<Vec<String>> {
-    if !boot.firmware {
-        let (kernel, initrd) = (
-            image.vmlinuz.display().to_string(),
-            image.initrd.display().to_string(),
-        );
-        return Ok(vec![
-            "-kernel".into(),
-            kernel,
-            "-initrd".into(),
-            initrd,
-            "-append".into(),
-            image.cmdline.clone(),
-        ]);
-    }
-    let efi = image.efi.as_ref().context("The recipe makes no .efi file")?;
-    let esp = folder.join("esp/EFI/BOOT");
-    fs::create_dir_all(&esp)?;
-    fs::copy(efi, esp.join("BOOTX64.EFI"))?;
-    let variables = folder.join("vars.fd");
-    fs::copy("/usr/share/OVMF/OVMF_VARS_4M.fd", &variables)?;
-    let drives = [
-        "if=pflash,format=raw,readonly=on,file=/usr/share/OVMF/OVMF_CODE_4M.fd".to_owned(),
-        format!("if=pflash,format=raw,file={}", variables.display()),
-        format!(
-            "if=virtio,format=raw,file=fat:rw:{}",
-            folder.join("esp").display()
-        ),
-    ];
-    Ok(drives
-        .into_iter()
-        .flat_map(|drive| ["-drive".to_owned(), drive])
-        .collect())
+fn forwards(api: u16) -> Vec<Forward> {
+    let forward = |host, guest| Forward {
+        protocol: Protocol::Tcp,
+        host,
+        guest,
+    };
+    let published = FORWARDED.iter().map(|guest| forward(free_port(), *guest));
+    published.chain([forward(api, handover::API_PORT)]).collect()
 }
 
-type Consoles = Mutex<Vec<Transcript>>;
-static CONSOLES: Consoles = Mutex::new(Vec::new());
-
-fn remember(console: &Transcript) {
-    CONSOLES
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .push(console.clone());
+/// The consoles of the machines that run.
+fn consoles() -> MutexGuard<'static, Vec<Transcript>> {
+    static CONSOLES: Mutex<Vec<Transcript>> = Mutex::new(Vec::new());
+    CONSOLES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Lets every panic be followed by the ends of the consoles: of those machines that still run, or of the
-/// last one if none does.
+/// Lets every panic be followed by the ends of the consoles of all machines that run.
 fn show_consoles_of_failures() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let ordinary = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
             ordinary(panic);
-            let consoles = CONSOLES.lock().unwrap_or_else(PoisonError::into_inner);
-            for console in consoles.iter() {
-                eprintln!("--- the end of the console ---\n{}\n---", console.tail());
+            for console in consoles().iter() {
+                eprintln!("--- the end of a console ---\n{}\n---", console.tail());
             }
         }));
     });

@@ -75,6 +75,12 @@ impl Transcript {
         self.shared.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether both are the same text.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
     /// How much has been said, as the place to wait from ([`Self::wait_after`]).
     #[must_use]
     pub fn mark(&self) -> usize {

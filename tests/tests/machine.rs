@@ -115,7 +115,7 @@ fn containers_and_images_outlive_a_power_off() {
 
 #[test]
 fn a_reboot_keeps_what_is_in_the_pool_and_says_what_ran() {
-    let machine = Boot::quickstart().blank_disk().start();
+    let machine = Boot::quickstart().blank_disk().restarting().start();
     machine
         .docker()
         .ok("run -d --name sleeper busybox sh -c 'echo x > /file; sleep 1000'");
