@@ -74,11 +74,15 @@ pub fn run<A: AsRef<OsStr>>(
 ) -> Outcome {
     let shell = Shell::new().expect("the current folder is gone");
     let (program, seconds) = (program.as_ref(), limit.as_secs().to_string());
-    let command = cmd!(shell, "timeout --kill-after=5 {seconds} {program} {args...}")
-        .envs(environment.iter().copied())
-        .stdin(stdin)
-        .quiet()
-        .ignore_status();
+    // By its path, because the command may be given another search path.
+    let command = cmd!(
+        shell,
+        "/usr/bin/timeout --kill-after=5 {seconds} {program} {args...}"
+    )
+    .envs(environment.iter().copied())
+    .stdin(stdin)
+    .quiet()
+    .ignore_status();
     let text = command.to_string();
     let text = text
         .split_once(&seconds)
