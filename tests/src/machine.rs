@@ -386,7 +386,7 @@ fn imitated(boot: &Boot, image: &Built, folder: &Path, api: u16) -> anyhow::Resu
         forwards: boot.network.then(|| forwards(api)),
         bundle: boot.identity.then(|| identity.bundle.clone()),
         // Our end of QEMU's standard output.
-        log: "/dev/stdout".into(),
+        log: "/proc/self/fd/1".into(),
         console: folder.join("console"),
         qmp: folder.join("qmp"),
         restarts: boot.restarts,
