@@ -1,4 +1,4 @@
-//! Signals as a descriptor (signalfd(2)).
+//! Signals: received by a descriptor (signalfd(2)), and sent by one (pidfd_send_signal(2)).
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -36,5 +36,19 @@ pub fn next(fd: impl AsFd) -> Option<i32> {
         let size = size_of::<libc::signalfd_siginfo>();
         let read = libc::read(fd.as_fd().as_raw_fd(), (&raw mut info).cast(), size);
         (read == size as isize).then_some(info.ssi_signo as i32)
+    }
+}
+
+/// Sends any signal, real-time ones too, to the process of a pidfd.
+pub fn send(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    let (fd, none, flags) = (
+        pidfd.as_fd().as_raw_fd(),
+        std::ptr::null_mut::<libc::siginfo_t>(),
+        0,
+    );
+    // SAFETY: the descriptor is open for the call, and without a siginfo the kernel reads no memory.
+    match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, none, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }

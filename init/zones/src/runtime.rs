@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::process::Signal;
 use sys::program::{Failure, Program, Step};
 use sys::readiness::{self, Interest};
 use sys::socket;
@@ -62,13 +61,11 @@ pub struct Process {
 impl Process {
     /// Sends a signal; one to a process that has ended is lost without an error.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
-        let failed = Error::io(format!("send signal {signal} to process {}", self.pid));
-        let Some(signal) = Signal::from_named_raw(signal) else {
-            return Err(failed(io::ErrorKind::InvalidInput.into()));
-        };
-        match rustix::process::pidfd_send_signal(&self.pidfd, signal) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-            Err(error) => Err(failed(error.into())),
+        match sys::signals::send(&self.pidfd, signal) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                Err(Error::io(format!("send signal {signal} to process {}", self.pid))(error))
+            }
+            _ => Ok(()),
         }
     }
 }
