@@ -119,8 +119,13 @@ impl Writer {
         self.write(&text)
     }
 
-    /// Writes lines that had no end, and tells the readers that nothing more comes.
+    /// Writes lines that had no end, and tells the readers that nothing more comes; so does dropping
+    /// it, without telling of errors.
     pub fn finish(mut self) -> io::Result<()> {
+        self.write_rest()
+    }
+
+    fn write_rest(&mut self) -> io::Result<()> {
         let mut text = Vec::new();
         for stream in [Stream::Stdout, Stream::Stderr] {
             let partial = std::mem::take(&mut self.partial[stream as usize]);
@@ -143,6 +148,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
+        let _ = self.write_rest();
         self.progress.send_modify(|progress| progress.ended = true);
     }
 }
@@ -428,7 +434,9 @@ mod tests {
         writer.append(Stream::Stdout, b"news\n").unwrap();
         watching.changed().await.unwrap();
         assert_eq!(reader.entries().unwrap()[0].log, "news\n");
+        writer.append(Stream::Stdout, b"no end").unwrap();
         drop(writer);
+        assert_eq!(reader.entries().unwrap()[0].log, "no end");
         watching.wait_for(|progress| progress.ended).await.unwrap();
     }
 
