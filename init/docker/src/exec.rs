@@ -5,7 +5,6 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use hyper::StatusCode;
 use rustix::fs::{Mode, OFlags, open};
 use serde::Deserialize;
@@ -269,7 +268,6 @@ async fn serve(
         terminal: exec.wanted.tty,
         close_stdin: true,
         detach_keys: keys(&exec.wanted).unwrap_or_default(),
-        before: Bytes::new(),
     };
     streams::attend(&exec.streams, listener, hijack, wanted)
         .await
@@ -367,6 +365,7 @@ async fn bury(engine: Arc<Engine>, exec: Arc<Exec>, key: String, mut pumping: Jo
     let Some(exit) = engine.zones.exited(&key).await else {
         return;
     };
+    exec.streams.hurry();
     if tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await.is_err() {
         pumping.abort();
     }

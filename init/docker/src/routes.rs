@@ -90,7 +90,14 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
         ("GET", ["info"]) => system::info(&engine).await,
         ("GET", ["events"]) => system::events(&engine, &req),
         ("GET", ["monobloc", "v1", "status"]) => system::status(&engine).await,
-        ("POST", ["monobloc", "v1", verb @ ("poweroff" | "reboot" | "restart-supervisor")]) => system::power(engine, verb),
+        (
+            "POST",
+            [
+                "monobloc",
+                "v1",
+                verb @ ("poweroff" | "reboot" | "restart-supervisor"),
+            ],
+        ) => system::power(engine, verb),
         (_, ["images" | "auth" | "build" | "distribution", ..]) => {
             images::route(engine, method.as_str(), &segments, req).await
         }
@@ -131,4 +138,67 @@ pub fn unknown(method: &Method, path: &str) -> ApiError {
             "Monobloc does not have the endpoint {method} {path} yet; `docker version` shows what answers."
         ),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(uri: &str) -> Result<(String, ApiVersion)> {
+        let request = hyper::Request::get(uri).body(crate::http::no_body()).unwrap();
+        parse(request).map(|request| (request.path, request.version))
+    }
+
+    #[test]
+    fn a_version_may_stand_before_the_path_and_need_not() {
+        for (uri, path, version) in [
+            ("/info", "/info", NEWEST),
+            (
+                "/v1.41/containers/json?all=1",
+                "/containers/json",
+                ApiVersion(1, 41),
+            ),
+            ("/v1.24/_ping", "/_ping", OLDEST),
+            ("/v1.51/_ping", "/_ping", NEWEST),
+            // No version at all, only names that look a little like one.
+            ("/volumes", "/volumes", NEWEST),
+            ("/vx.y/info", "/vx.y/info", NEWEST),
+            ("/v1/info", "/v1/info", NEWEST),
+        ] {
+            assert_eq!(parsed(uri).unwrap(), (path.to_owned(), version), "{uri}");
+        }
+    }
+
+    #[test]
+    fn a_version_out_of_range_is_refused_in_dockers_words() {
+        for (uri, words) in [
+            ("/v1.52/info", "Maximum supported API version is 1.51"),
+            ("/v2.0/info", "too new"),
+            ("/v1.23/info", "Minimum supported API version is 1.24"),
+        ] {
+            let error = parsed(uri).unwrap_err();
+            assert_eq!(error.status, StatusCode::BAD_REQUEST, "{uri}");
+            assert!(error.message.contains(words), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_is_not_a_success() {
+        let error = unknown(&Method::POST, "/swarm/init");
+        assert_eq!(error.status, StatusCode::NOT_IMPLEMENTED);
+        assert!(error.message.contains("POST /swarm/init"), "{}", error.message);
+        for (kind, name, status) in [
+            ("volumes", "data", Some(StatusCode::NOT_FOUND)),
+            ("networks", "mine", Some(StatusCode::NOT_FOUND)),
+            ("services", "web", Some(StatusCode::SERVICE_UNAVAILABLE)),
+            // These exist: 404 would be untrue.
+            ("networks", "bridge", None),
+        ] {
+            assert_eq!(
+                absent(kind, name).map(|error| error.status),
+                status,
+                "{kind} {name}"
+            );
+        }
+    }
 }

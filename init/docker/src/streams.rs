@@ -2,27 +2,34 @@
 //!
 //! [`Streams`] outlives the process: a client may attach before the start, and the first byte that
 //! the process says reaches it. One [`Streams::pump`] per life of the process takes what it says to
-//! the log and to every client; a client that does not read holds the process up, as with Docker.
+//! the log and to every client. A client that does not read holds the process up, as with Docker, but
+//! not for ever: after [`PATIENCE`] it is cut off. What waits for a client is bounded at all times.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sys::readiness::{self, AsyncFd, Interest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use zones::log::{Stream, Writer};
 use zones::{Stdio, Zones};
 
+use crate::containers::logs::Replay;
 use crate::http::Hijack;
 
 /// Bytes read from a process at a time.
 const CHUNK: usize = 32 << 10;
 /// Chunks that wait for a client before the process has to.
 const CLIENT_DEPTH: usize = 32;
-
+/// Chunks beyond that, once the process has ended: what a pipe can still hold of it (a mebibyte each
+/// of stdout and stderr, see pipe(7)), so that a client that is behind misses nothing.
+const REST_DEPTH: usize = 2 * (1 << 20) / CHUNK;
+/// How long a client that reads nothing at all may hold the process up.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a client that has everything may take to close its side.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -41,15 +48,15 @@ impl Channel {
         Ok(Self(readiness::watch(fd, interest)?))
     }
 
-    async fn read(&self, buffer: &mut BytesMut) -> io::Result<Bytes> {
-        buffer.resize(CHUNK, 0);
-        let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut buffer[..])?);
+    async fn read(&self, buffer: &mut [u8]) -> io::Result<Bytes> {
+        let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut *buffer)?);
         let count = match self.0.async_io(Interest::READABLE, read).await {
             // A terminal whose other side is closed.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => 0,
             other => other?,
         };
-        Ok(buffer.split_to(count).freeze())
+        // A copy of its own: a chunk that waits for a client keeps no more memory than it needs.
+        Ok(Bytes::copy_from_slice(buffer.get(..count).unwrap_or_default()))
     }
 
     async fn write_all(&self, mut bytes: &[u8]) -> io::Result<()> {
@@ -72,12 +79,74 @@ enum Input {
     Closed,
 }
 
-#[derive(Default)]
+/// The engine's side of a client's queue.
+#[derive(Clone)]
+struct Client {
+    queue: mpsc::UnboundedSender<(Chunk, OwnedSemaphorePermit)>,
+    /// Bounds the queue; closed when the client has gone.
+    room: Arc<Semaphore>,
+    cut: CancellationToken,
+}
+
+/// The client's side of its queue.
+pub(crate) struct Listener {
+    queue: mpsc::UnboundedReceiver<(Chunk, OwnedSemaphorePermit)>,
+    room: Arc<Semaphore>,
+    /// The client was too slow; nothing more comes.
+    cut: CancellationToken,
+}
+
+impl Listener {
+    fn pair() -> (Client, Self) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let room = Arc::new(Semaphore::new(CLIENT_DEPTH));
+        let cut = CancellationToken::new();
+        let client = Client {
+            queue: sender,
+            room: room.clone(),
+            cut: cut.clone(),
+        };
+        let listener = Self {
+            queue: receiver,
+            room,
+            cut,
+        };
+        (client, listener)
+    }
+
+    /// One that hears nothing.
+    pub(crate) fn deaf() -> Self {
+        Self::pair().1
+    }
+
+    async fn next(&mut self) -> Option<Chunk> {
+        self.queue.recv().await.map(|(chunk, _room)| chunk)
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.room.close();
+    }
+}
+
 pub(crate) struct Streams {
-    clients: Mutex<Vec<mpsc::Sender<Chunk>>>,
+    clients: Mutex<Vec<Client>>,
+    patience: Duration,
     input: watch::Sender<Input>,
     /// Who to tell that the input is closed: process 1 has a copy of it.
     keeper: Mutex<Option<(Zones, String)>>,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self {
+            clients: Mutex::default(),
+            patience: PATIENCE,
+            input: watch::Sender::default(),
+            keeper: Mutex::default(),
+        }
+    }
 }
 
 /// A process's ends as the engine drives them.
@@ -88,13 +157,13 @@ pub(crate) struct Ends {
 
 impl Streams {
     /// A client's place among those that hear the process.
-    pub(crate) fn listen(&self) -> mpsc::Receiver<Chunk> {
-        let (sender, receiver) = mpsc::channel(CLIENT_DEPTH);
-        self.clients().push(sender);
-        receiver
+    pub(crate) fn listen(&self) -> Listener {
+        let (client, listener) = Listener::pair();
+        self.clients().push(client);
+        listener
     }
 
-    fn clients(&self) -> std::sync::MutexGuard<'_, Vec<mpsc::Sender<Chunk>>> {
+    fn clients(&self) -> std::sync::MutexGuard<'_, Vec<Client>> {
         self.clients.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -132,7 +201,7 @@ impl Streams {
     /// Takes what the process says to the log and the clients until it says no more.
     pub(crate) async fn pump(&self, ends: Ends, log: Option<Writer>) {
         let mut log = log;
-        let (mut out, mut err) = (BytesMut::new(), BytesMut::new());
+        let (mut out, mut err) = (vec![0; CHUNK], vec![0; CHUNK]);
         let (mut out_open, mut err_open) = (true, ends.stderr.is_some());
         while out_open || err_open {
             let stderr = async {
@@ -166,10 +235,31 @@ impl Streams {
         let clients: Vec<_> = self.clients().clone();
         let mut gone = false;
         for client in clients {
-            gone |= client.send(chunk.clone()).await.is_err();
+            gone |= !self.pass_on(&client, &chunk).await;
         }
         if gone {
-            self.clients().retain(|client| !client.is_closed());
+            self.clients().retain(|client| !client.room.is_closed());
+        }
+    }
+
+    /// False if the client has gone, or is taken for gone.
+    async fn pass_on(&self, client: &Client, chunk: &Chunk) -> bool {
+        let room = client.room.clone().acquire_owned();
+        match tokio::time::timeout(self.patience, room).await {
+            Ok(Ok(room)) => client.queue.send((chunk.clone(), room)).is_ok(),
+            Ok(Err(_)) => false,
+            Err(_) => {
+                client.cut.cancel();
+                client.room.close();
+                false
+            }
+        }
+    }
+
+    /// The process has ended: what it left in its pipes is taken without waiting for the clients.
+    pub(crate) fn hurry(&self) {
+        for client in self.clients().iter() {
+            client.room.add_permits(REST_DEPTH);
         }
     }
 
@@ -218,23 +308,45 @@ pub(crate) struct Attachment {
     /// The end of the client's input is the end of the process's.
     pub(crate) close_stdin: bool,
     pub(crate) detach_keys: Vec<u8>,
-    /// What goes before: the log so far, as frames or raw.
-    pub(crate) before: Bytes,
 }
 
 /// Serves an attached client until the process has said everything or the client goes.
 /// True if the client detached by keys.
 pub(crate) async fn attend(
     streams: &Streams,
-    listener: mpsc::Receiver<Chunk>,
+    listener: Listener,
     hijack: Hijack,
     wanted: Attachment,
 ) -> io::Result<bool> {
-    let (mut input, mut output) = hijack.streams().await?;
-    if !wanted.before.is_empty() {
-        output.write_all(&wanted.before).await?;
-        output.flush().await?;
-    }
+    let (input, output) = hijack.streams().await?;
+    converse(streams, listener, input, output, wanted).await
+}
+
+/// As [`attend`], with the log so far going before. The client is heard and told of news only after
+/// it, so that a long log holds up no process; `live` says whether it wants news at all.
+pub(crate) async fn attend_after(
+    streams: &Streams,
+    mut replay: Replay,
+    live: bool,
+    hijack: Hijack,
+    wanted: Attachment,
+) -> io::Result<bool> {
+    let (input, mut output) = hijack.streams().await?;
+    replay.write(&mut output).await?;
+    let listener = if live { streams.listen() } else { Listener::deaf() };
+    // What came while the client read the rest.
+    replay.write(&mut output).await?;
+    converse(streams, listener, input, output, wanted).await
+}
+
+async fn converse(
+    streams: &Streams,
+    listener: Listener,
+    mut input: impl AsyncReadExt + Unpin,
+    mut output: impl AsyncWriteExt + Unpin,
+    wanted: Attachment,
+) -> io::Result<bool> {
+    let cut = listener.cut.clone();
     let said = async {
         // A client that has gone is told by the failing write; the process goes on.
         let _ = tell(listener, &mut output, &wanted).await;
@@ -249,6 +361,7 @@ pub(crate) async fn attend(
     let detached = tokio::select! {
         detached = said => detached,
         detached = heard => detached,
+        () = cut.cancelled() => return Err(io::ErrorKind::TimedOut.into()),
     };
     output.shutdown().await?;
     let _ = tokio::time::timeout(LINGER, drain(&mut input)).await;
@@ -263,11 +376,11 @@ async fn drain(input: &mut (impl AsyncReadExt + Unpin)) {
 }
 
 async fn tell(
-    mut listener: mpsc::Receiver<Chunk>,
+    mut listener: Listener,
     output: &mut (impl AsyncWriteExt + Unpin),
     wanted: &Attachment,
 ) -> io::Result<()> {
-    while let Some(chunk) = listener.recv().await {
+    while let Some(chunk) = listener.next().await {
         let asked = match chunk.stream {
             Stream::Stdout => wanted.stdout,
             Stream::Stderr => wanted.stderr,
@@ -277,7 +390,7 @@ async fn tell(
         } else if asked {
             output.write_all(&frame(chunk.stream, &chunk.bytes)).await?;
         }
-        if listener.is_empty() {
+        if listener.queue.is_empty() {
             output.flush().await?;
         }
     }
@@ -396,5 +509,85 @@ mod tests {
         assert_eq!(filter.pass(b"\x11more"), (vec![], true));
         assert_eq!(parse_detach_keys("ctrl-a,q"), Some(vec![1, b'q']));
         assert_eq!(parse_detach_keys("ctrl-aa"), None);
+    }
+
+    /// A process of the test's own: its standard output.
+    fn process() -> (std::io::PipeWriter, Ends) {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let reader = OwnedFd::from(reader);
+        rustix::io::ioctl_fionbio(&reader, true).unwrap();
+        let ends = Ends {
+            stdout: Arc::new(Channel::new(reader, Interest::READABLE).unwrap()),
+            stderr: None,
+        };
+        (writer, ends)
+    }
+
+    /// Fills the client's queue: each write is read as a chunk of its own.
+    async fn say_until_held_up(writer: &mut std::io::PipeWriter, streams: &Streams) {
+        use std::io::Write;
+        let room = streams.clients()[0].room.clone();
+        while room.available_permits() > 0 {
+            let before = room.available_permits();
+            writer.write_all(b"x").unwrap();
+            while room.available_permits() == before {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_reads_is_cut_off_and_the_process_goes_on() {
+        use std::io::Write;
+        let streams = Streams {
+            patience: Duration::from_millis(100),
+            ..Streams::default()
+        };
+        let (mut writer, ends) = process();
+        let idle = streams.listen();
+        let mut reading = streams.listen();
+        let talk = async {
+            say_until_held_up(&mut writer, &streams).await;
+            writer.write_all(b"last").unwrap();
+            drop(writer);
+        };
+        let read = async {
+            let mut said = Vec::new();
+            while let Some(chunk) = reading.next().await {
+                said.extend_from_slice(&chunk.bytes);
+            }
+            said
+        };
+        let pump = async {
+            streams.pump(ends, None).await;
+            streams.close();
+        };
+        let ((), (), said) = tokio::join!(pump, talk, read);
+        assert_eq!(said, [&[b'x'; CLIENT_DEPTH][..], b"last"].concat());
+        assert!(idle.cut.is_cancelled() && !reading.cut.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_behind_when_the_process_ends_misses_nothing() {
+        use std::io::Write;
+        let streams = Streams::default();
+        let (mut writer, ends) = process();
+        let mut late = streams.listen();
+        let talk = async {
+            say_until_held_up(&mut writer, &streams).await;
+            // All that the pipe holds, and the end.
+            writer.write_all(&[b'y'; 60 << 10]).unwrap();
+            drop(writer);
+            streams.hurry();
+        };
+        // Without a reader: it must end all the same.
+        tokio::join!(streams.pump(ends, None), talk);
+        streams.close();
+        let mut said = Vec::new();
+        while let Some(chunk) = late.next().await {
+            said.extend_from_slice(&chunk.bytes);
+        }
+        assert_eq!(said.len(), CLIENT_DEPTH + (60 << 10));
+        assert_eq!(said.last(), Some(&b'y'));
     }
 }

@@ -51,3 +51,95 @@ pub fn server_config(bundle: &NodeBundle) -> Result<Arc<ServerConfig>, TlsError>
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    };
+    use rustls::ClientConfig;
+    use rustls::pki_types::ServerName;
+    use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+    use super::*;
+
+    type Site = CertifiedIssuer<'static, KeyPair>;
+
+    fn site() -> Site {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+    }
+
+    /// Certificate and key, as PEM.
+    fn sign(site: &Site, usage: ExtendedKeyUsagePurpose) -> (String, String) {
+        let mut params = CertificateParams::new(vec!["node".to_owned()]).unwrap();
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, site).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn bundle(site: &Site) -> NodeBundle {
+        let (certificate, key) = sign(site, ExtendedKeyUsagePurpose::ServerAuth);
+        NodeBundle {
+            name: "node".to_owned(),
+            ca: site.pem(),
+            certificate,
+            key,
+        }
+    }
+
+    /// Whether a node of `site` lets a client with this identity in. The client trusts the node.
+    async fn lets_in(site: &Site, identity: Option<(String, String)>) -> bool {
+        let mut roots = RootCertStore::empty();
+        roots
+            .add(CertificateDer::from_pem_slice(site.pem().as_bytes()).unwrap())
+            .unwrap();
+        let client = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots);
+        let client = match identity {
+            None => client.with_no_client_auth(),
+            Some((certificate, key)) => client
+                .with_client_auth_cert(
+                    vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()],
+                    PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap(),
+                )
+                .unwrap(),
+        };
+        let (near, far) = tokio::io::duplex(64 << 10);
+        let connector = TlsConnector::from(Arc::new(client));
+        let name = ServerName::try_from("node").unwrap();
+        let server = TlsAcceptor::from(server_config(&bundle(site)).unwrap());
+        // With TLS 1.3 a client takes itself for connected before the node has looked at it.
+        let (accepted, _connected) = tokio::join!(server.accept(far), connector.connect(name, near));
+        accepted.is_ok()
+    }
+
+    #[tokio::test]
+    async fn only_a_client_that_the_site_signed_is_let_in() {
+        let (ours, theirs) = (site(), site());
+        let client = ExtendedKeyUsagePurpose::ClientAuth;
+        assert!(lets_in(&ours, Some(sign(&ours, client.clone()))).await);
+        assert!(!lets_in(&ours, None).await, "without a certificate");
+        let stranger = sign(&theirs, client);
+        assert!(!lets_in(&ours, Some(stranger)).await, "of another site");
+        let node = sign(&ours, ExtendedKeyUsagePurpose::ServerAuth);
+        assert!(!lets_in(&ours, Some(node)).await, "a node is no client");
+    }
+
+    #[test]
+    fn a_damaged_bundle_is_told_by_its_part() {
+        let site = site();
+        assert!(server_config(&bundle(&site)).is_ok());
+        let said = |change: fn(&mut NodeBundle)| {
+            let mut damaged = bundle(&site);
+            change(&mut damaged);
+            server_config(&damaged).map(drop).unwrap_err().to_string()
+        };
+        assert!(said(|bundle| bundle.ca.clear()).contains("names no CA"));
+        assert!(said(|bundle| bundle.key.clear()).contains("key"));
+        assert!(!said(|bundle| bundle.certificate.clear()).is_empty());
+    }
+}

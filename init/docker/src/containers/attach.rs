@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::logs::{content_type, so_far};
+use super::logs::{Replay, content_type};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result};
-use crate::streams::{self, Attachment, parse_detach_keys};
+use crate::streams::{self, Attachment, Listener, parse_detach_keys};
 
 /// Hears the container from here on, also before its start: the listener is in place when the client
 /// has the answer.
@@ -20,10 +18,10 @@ pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Respons
         .ok_or_else(|| ApiError::bad_request(format!("Invalid escape keys ({keys}) provided")))?;
     let (stdout, stderr) = (query.flag("stdout"), query.flag("stderr"));
     let stream = query.flag("stream");
-    let before = if query.flag("logs") {
-        so_far(engine, &container, stdout, stderr).await?
+    let replay = if query.flag("logs") {
+        Some(Replay::open(engine, &container, stdout, stderr).await?)
     } else {
-        Bytes::new()
+        None
     };
     let wanted = Attachment {
         stdin: stream && query.flag("stdin") && config.open_stdin,
@@ -32,13 +30,11 @@ pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Respons
         terminal: config.tty,
         close_stdin: config.stdin_once,
         detach_keys,
-        before,
     };
-    let listener = if stream {
+    let listener = if stream && replay.is_none() {
         container.streams.listen()
     } else {
-        // Ends at once: only what was said before is wanted.
-        tokio::sync::mpsc::channel(1).1
+        Listener::deaf()
     };
     let (response, hijack) = {
         let kind = content_type(req.version, config.tty);
@@ -47,8 +43,13 @@ pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Respons
     let engine = engine.clone();
     engine.tell("container", "attach", &container);
     tokio::spawn(async move {
+        let own = &container.streams;
+        let attended = match replay {
+            Some(replay) => streams::attend_after(own, replay, stream, hijack, wanted).await,
+            None => streams::attend(own, listener, hijack, wanted).await,
+        };
         // A client that goes away is no failure.
-        if let Ok(true) = streams::attend(&container.streams, listener, hijack, wanted).await {
+        if let Ok(true) = attended {
             engine.tell("container", "detach", &container);
         }
     });

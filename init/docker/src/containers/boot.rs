@@ -10,7 +10,7 @@ use store::Store;
 use zones::{Process, Stdio, Survivor};
 
 use super::container::{Container, Record, states};
-use super::{config, create, run};
+use super::{config, create, ending, run};
 use crate::engine::Engine;
 use crate::http::{Result, blocking};
 use crate::streams::Streams;
@@ -72,7 +72,7 @@ fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, survivor: Survivor) {
         }
         // A zone that nothing is known of, or nothing can be heard of, is of no use to anybody.
         (_, stdio) => {
-            let _ = process.signal(run::libc_signal::KILL);
+            let _ = process.signal(ending::SIGKILL);
             tokio::spawn(drain(engine.clone(), process, stdio));
         }
     }
@@ -114,7 +114,7 @@ pub(crate) async fn stop_all(engine: &Arc<Engine>, limit: Duration) {
             let engine = engine.clone();
             tokio::spawn(async move {
                 let stopped = container.lock().stopped;
-                let ended = run::stop(&engine, &container, None, Some(limit)).await;
+                let ended = ending::stop(&engine, &container, None, Some(limit)).await;
                 // The machine's end is no wish that it stay down.
                 container.lock().stopped = stopped;
                 if let Ok(store) = engine.store().await {
@@ -148,7 +148,7 @@ pub(crate) async fn start_boot_zone(engine: &Arc<Engine>, zone: &BootZone) -> Re
                 container
             } else if record.name == zone.name && record.config.labels.contains_key(BOOT_LABEL) {
                 // The recipe has changed: what it made before goes.
-                run::remove(engine, &container, true).await?;
+                ending::remove(engine, &container, true).await?;
                 make(engine, zone, &request).await?
             } else {
                 // Somebody else's; the name decides, and says so.

@@ -226,7 +226,8 @@ fn refuse(field: &str, why: &str) -> ApiError {
 
 fn check_unknown(body: &Map<String, Value>) -> Result<()> {
     for (field, value) in body {
-        let test_none = field == "Healthcheck" && value.get("Test").is_none_or(is_zero);
+        let none = |test: &Value| is_zero(test) || *test == serde_json::json!(["NONE"]);
+        let test_none = field == "Healthcheck" && value.get("Test").is_none_or(none);
         if !CONFIG.contains(&field.as_str()) && !is_zero(value) && !test_none {
             return Err(refuse(field, ""));
         }
@@ -259,7 +260,9 @@ fn check_unknown(body: &Map<String, Value>) -> Result<()> {
 fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
     for (field, value) in rest {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let fine = is_zero(value)
+        // An empty list is not the same as none here: it asks for all paths to be open.
+        let opens = matches!(field.as_str(), "MaskedPaths" | "ReadonlyPaths") && !value.is_null();
+        let fine = !opens && is_zero(value)
             || HOST_HARMLESS.contains(&field.as_str())
             || HOST_DEFAULTS
                 .iter()
@@ -269,8 +272,6 @@ fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
         }
         match field.as_str() {
             "LogConfig" => check_log(value)?,
-            // What is masked anyway may be asked for; less may not.
-            "MaskedPaths" | "ReadonlyPaths" => return Err(refuse(&format!("HostConfig.{field}"), "")),
             _ => {
                 return Err(refuse(
                     &format!("HostConfig.{field}"),
@@ -445,6 +446,7 @@ mod tests {
                 "HostConfig.LogConfig.Type",
             ),
             (json!({"Init": true}), "HostConfig.Init"),
+            (json!({"MaskedPaths": []}), "HostConfig.MaskedPaths"),
         ] {
             let error = parse(json!({"Image": "x", "HostConfig": host})).unwrap_err();
             assert_eq!(error.status, hyper::StatusCode::NOT_IMPLEMENTED, "{field}");

@@ -7,7 +7,7 @@ use hyper::StatusCode;
 use serde_json::json;
 
 use super::container::{Container, Life, Status};
-use super::{names, run, spec};
+use super::{ending, names, run, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, empty, ndjson, no_content, ok};
 
@@ -55,7 +55,7 @@ pub(crate) async fn stop(engine: &Arc<Engine>, req: &Request) -> Result<Response
     let container = find(engine, req).await?;
     let (signal, limit) = (signal(req)?, patience(req, &container)?);
     let owned = engine.clone();
-    let stopped = tokio::spawn(async move { run::stop(&owned, &container, signal, limit).await });
+    let stopped = tokio::spawn(async move { ending::stop(&owned, &container, signal, limit).await });
     changed(stopped.await??)
 }
 
@@ -64,7 +64,7 @@ pub(crate) async fn restart(engine: &Arc<Engine>, req: &Request) -> Result<Respo
     let (signal, limit) = (signal(req)?, patience(req, &container)?);
     let engine = engine.clone();
     let restarted = tokio::spawn(async move {
-        run::stop(&engine, &container, signal, limit).await?;
+        ending::stop(&engine, &container, signal, limit).await?;
         run::start(&engine, &container).await?;
         engine.tell("container", "restart", &container);
         Ok::<_, ApiError>(())
@@ -75,7 +75,7 @@ pub(crate) async fn restart(engine: &Arc<Engine>, req: &Request) -> Result<Respo
 
 pub(crate) async fn kill(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let container = find(engine, req).await?;
-    run::kill(engine, &container, signal(req)?.unwrap_or(run::libc_signal::KILL)).await?;
+    ending::kill(engine, &container, signal(req)?.unwrap_or(ending::SIGKILL)).await?;
     no_content()
 }
 
@@ -119,7 +119,7 @@ pub(crate) async fn remove(engine: &Arc<Engine>, req: &Request) -> Result<Respon
     }
     let force = req.query.flag("force");
     let engine = engine.clone();
-    tokio::spawn(async move { run::remove(&engine, &container, force).await }).await??;
+    tokio::spawn(async move { ending::remove(&engine, &container, force).await }).await??;
     no_content()
 }
 
@@ -132,7 +132,13 @@ pub(crate) async fn prune(engine: &Arc<Engine>, req: &Request) -> Result<Respons
         let record = container.record();
         let idle = matches!(record.status, Status::Created | Status::Exited);
         let meant = filters.labels(|key| record.config.labels.get(key).map(String::as_str));
-        if idle && meant && run::remove(engine, &container, false).await.is_ok() {
+        if !idle || !meant {
+            continue;
+        }
+        let engine = engine.clone();
+        // In a task of its own, as all removals: a client that goes away leaves none half-done.
+        let removal = tokio::spawn(async move { ending::remove(&engine, &container, false).await });
+        if removal.await?.is_ok() {
             removed.push(record.id);
         }
     }

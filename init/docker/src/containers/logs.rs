@@ -1,11 +1,13 @@
 //! `GET /containers/{id}/logs`.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::io::AsyncWriteExt;
 use zones::log::{Entry, Progress, Reader, Selection};
 
 use super::container::{Container, log_path};
@@ -38,10 +40,11 @@ pub(crate) async fn logs(engine: &Arc<Engine>, req: &Request) -> Result<Response
         ));
     }
     let follow = req.query.flag("follow");
+    let terminal = container.record().config.tty;
     let form = Form {
         timestamps: req.query.flag("timestamps"),
         details: req.query.flag("details").then(|| details(&container)),
-        terminal: container.record().config.tty,
+        terminal,
     };
     let path = log_path(&store, &container.id)?;
     // Before the first look into the file: nothing that comes between is missed.
@@ -57,19 +60,14 @@ pub(crate) async fn logs(engine: &Arc<Engine>, req: &Request) -> Result<Response
         }
     });
     let mut response = hyper::Response::new(body);
-    let kind = content_type(req.version, form_terminal(engine, req).await?);
+    let kind = content_type(req.version, terminal);
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     Ok(response)
 }
 
-async fn form_terminal(engine: &Arc<Engine>, req: &Request) -> Result<bool> {
-    let container = engine.containers().await?.find(&req.name)?;
-    Ok(container.record().config.tty)
-}
-
-fn unreadable(error: std::io::Error) -> ApiError {
+fn unreadable(error: io::Error) -> ApiError {
     ApiError::internal(format!("Cannot read the container's log: {error}."))
 }
 
@@ -118,12 +116,7 @@ async fn tell(
         // Taken before reading: what is appended after this is notified again.
         let ended = progress.borrow_and_update().ended;
         loop {
-            let (entries, back) = blocking(move || {
-                let mut reader = reader;
-                let entries = reader.entries().map_err(unreadable)?;
-                Ok::<_, ApiError>((entries, reader))
-            })
-            .await?;
+            let (entries, back) = next_entries(reader).await?;
             reader = back;
             if entries.is_empty() {
                 break;
@@ -144,34 +137,59 @@ async fn tell(
     }
 }
 
-/// Everything so far as an attached client gets it.
-pub(crate) async fn so_far(
-    engine: &Arc<Engine>,
-    container: &Container,
-    stdout: bool,
-    stderr: bool,
-) -> Result<Bytes> {
-    let path = log_path(&*engine.store().await?, &container.id)?;
-    let form = Form {
-        timestamps: false,
-        details: None,
-        terminal: container.record().config.tty,
-    };
-    let selection = Selection {
-        stdout,
-        stderr,
-        ..Selection::default()
-    };
-    blocking(move || {
-        let mut reader = Reader::open(&path, selection).map_err(unreadable)?;
-        let mut bytes = Vec::new();
-        loop {
-            let entries = reader.entries().map_err(unreadable)?;
+/// The log so far as an attached client gets it, a part at a time.
+pub(crate) struct Replay {
+    /// None after an error.
+    reader: Option<Reader>,
+    form: Form,
+}
+
+impl Replay {
+    pub(crate) async fn open(
+        engine: &Arc<Engine>,
+        container: &Container,
+        stdout: bool,
+        stderr: bool,
+    ) -> Result<Self> {
+        let path = log_path(&*engine.store().await?, &container.id)?;
+        let selection = Selection {
+            stdout,
+            stderr,
+            ..Selection::default()
+        };
+        let reader = blocking(move || Reader::open(&path, selection).map_err(unreadable)).await?;
+        Ok(Self {
+            reader: Some(reader),
+            form: Form {
+                timestamps: false,
+                details: None,
+                terminal: container.record().config.tty,
+            },
+        })
+    }
+
+    /// Writes what is there and was not written before.
+    pub(crate) async fn write(&mut self, output: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
+        while let Some(reader) = self.reader.take() {
+            let (entries, reader) = next_entries(reader).await.map_err(io::Error::other)?;
+            self.reader = Some(reader);
             if entries.is_empty() {
-                return Ok::<_, ApiError>(bytes.into());
+                break;
             }
-            entries.iter().for_each(|entry| form.write(entry, &mut bytes));
+            let mut bytes = Vec::new();
+            entries
+                .iter()
+                .for_each(|entry| self.form.write(entry, &mut bytes));
+            output.write_all(&bytes).await?;
         }
+        output.flush().await
+    }
+}
+
+async fn next_entries(mut reader: Reader) -> Result<(Vec<Entry>, Reader)> {
+    blocking(move || {
+        let entries = reader.entries().map_err(unreadable)?;
+        Ok::<_, ApiError>((entries, reader))
     })
     .await
 }

@@ -3,7 +3,7 @@
 //! - [`config`]: what a client asks for, and what is refused
 //! - [`container`], [`registry`]: one, and all of them
 //! - [`spec`]: from the record to what `zones` runs
-//! - [`create`], [`run`]: making, starting, ending, removing
+//! - [`create`], [`run`], [`ending`]: making; starting and what follows; stopping, killing, removing
 //! - [`show`], [`logs`], [`attach`], [`control`]: the endpoints
 
 mod attach;
@@ -12,6 +12,7 @@ mod config;
 mod container;
 mod control;
 mod create;
+mod ending;
 mod list;
 pub(crate) mod logs;
 mod names;

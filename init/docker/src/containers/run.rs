@@ -1,4 +1,4 @@
-//! A container's life: start, end, restart, removal.
+//! A container's life: its start, its end, its start again.
 //!
 //! One task per running container ([`bury`]) waits for its end and settles everything: state, network,
 //! restart policy, removal. Nobody else does, so that an end is settled in the same way whether the
@@ -15,16 +15,16 @@ use zones::log::Writer;
 use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
 
 use super::config::Wanted;
-use super::container::{Container, NEVER, Record, Status, log_path, save, states};
+use super::container::{Container, NEVER, Record, Status, log_path, save};
+use super::ending::{SIGKILL, remove_in_turn};
 use super::{registry, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
+use crate::streams::Ends;
 use crate::users::Databases;
 
-/// How long an attached client that does not read may hold up the settling of an end.
-const CLIENT_LIMIT: Duration = Duration::from_secs(5);
-/// How long a request that kills a container waits for its end.
-const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long the rest of a container's output may hold up the settling of its end.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
 /// First pause before a restart by policy; doubled at each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -57,11 +57,11 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
     record.error.clear();
     record.stopped = false;
     match launch(engine, container, store, &record).await {
-        Ok((process, stdio)) => {
+        Ok(running) => {
             // A rename may have come meanwhile.
             record.name = container.lock().name.clone();
             *container.lock() = record;
-            watch_over(engine, container, store, process, stdio)?;
+            watch_over(engine, container, store, running);
             engine.tell("container", "start", container);
             Ok(())
         }
@@ -109,6 +109,13 @@ impl<E: Into<ApiError>> From<E> for LaunchError {
     }
 }
 
+/// A process and what is needed to hear it.
+struct Running {
+    process: Process,
+    ends: Ends,
+    log: Writer,
+}
+
 /// Runs the program. The record is written while other things are done; the write has ended when this
 /// returns, so that none of a failed start comes after what tells of the failure.
 async fn launch(
@@ -116,10 +123,14 @@ async fn launch(
     container: &Arc<Container>,
     store: &Arc<Store>,
     record: &Record,
-) -> Result<(Process, Stdio), LaunchError> {
+) -> Result<Running, LaunchError> {
+    // The log is opened before anything runs: what a full pool does not take fails the start here.
     let writing = {
-        let (store, record) = (store.clone(), record.clone());
-        blocking(move || save(&store, &record))
+        let (store, record, container) = (store.clone(), record.clone(), container.clone());
+        blocking(move || {
+            save(&store, &record)?;
+            open_log(&store, &container)
+        })
     };
     let setting_up = async {
         let network = if record.has_network() {
@@ -134,8 +145,26 @@ async fn launch(
     };
     let (written, pending) = tokio::join!(writing, setting_up);
     let pending = pending?;
-    written?;
-    pending.release().await.map_err(LaunchError::Start)
+    let log = written?;
+    let (process, stdio) = pending.release().await.map_err(LaunchError::Start)?;
+    match container.streams.open(stdio, &engine.zones, &container.id) {
+        Ok(ends) => Ok(Running { process, ends, log }),
+        Err(error) => {
+            // Nobody could hear it; nothing of it may stay.
+            let _ = process.signal(SIGKILL);
+            engine.zones.exited(&container.id).await;
+            engine.zones.acknowledge_zone(&container.id).await?;
+            Err(unheard(error).into())
+        }
+    }
+}
+
+fn unheard(error: std::io::Error) -> ApiError {
+    ApiError::internal(format!("Cannot take the container's output: {error}."))
+}
+
+fn open_log(store: &Store, container: &Container) -> Result<Writer> {
+    Writer::open(&log_path(store, &container.id)?, container.log.clone()).map_err(unheard)
 }
 
 /// The root's mount and what the zone is; the user is looked up in the image.
@@ -264,21 +293,8 @@ async fn disconnect(engine: &Arc<Engine>, id: &str) {
 }
 
 /// Takes a process that runs, just started or found: its output, its end.
-fn watch_over(
-    engine: &Arc<Engine>,
-    container: &Arc<Container>,
-    store: &Arc<Store>,
-    process: Process,
-    stdio: Stdio,
-) -> Result<()> {
-    let failed =
-        |error: std::io::Error| ApiError::internal(format!("Cannot take the container's output: {error}."));
-    let path = log_path(store, &container.id)?;
-    let log = Writer::open(&path, container.log.clone()).map_err(failed)?;
-    let ends = container
-        .streams
-        .open(stdio, &engine.zones, &container.id)
-        .map_err(failed)?;
+fn watch_over(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>, running: Running) {
+    let Running { process, ends, log } = running;
     let pumping = {
         let container = container.clone();
         tokio::spawn(async move { container.streams.pump(ends, Some(log)).await })
@@ -286,7 +302,6 @@ fn watch_over(
     container.set_process(Some(Arc::new(process)));
     container.life.send_modify(|life| life.running = true);
     tokio::spawn(bury(engine.clone(), container.clone(), store.clone(), pumping));
-    Ok(())
 }
 
 /// Waits for the end and settles it.
@@ -300,7 +315,8 @@ async fn bury(
     let Some(exit) = engine.zones.exited(&container.id).await else {
         return;
     };
-    if tokio::time::timeout(CLIENT_LIMIT, &mut pumping).await.is_err() {
+    container.streams.hurry();
+    if tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await.is_err() {
         pumping.abort();
     }
     let _turn = container.turn.lock().await;
@@ -390,126 +406,6 @@ async fn start_again(engine: Arc<Engine>, container: Arc<Container>, pause: Dura
     report(&container.id, "start it again", started);
 }
 
-/// Asks it to end, and after `limit` ends it; false if it does not run. None waits for ever.
-pub(crate) async fn stop(
-    engine: &Arc<Engine>,
-    container: &Arc<Container>,
-    signal: Option<i32>,
-    limit: Option<Duration>,
-) -> Result<bool> {
-    let Some(process) = container.process() else {
-        return Ok(cancel_restart(container));
-    };
-    let mut life = container.life.subscribe();
-    let exits = life.borrow_and_update().exits;
-    container.lock().stopped = true;
-    let own = container
-        .record()
-        .config
-        .stop_signal
-        .and_then(|name| spec::parse_signal(&name).ok());
-    process.signal(signal.or(own).unwrap_or(libc_signal::TERM))?;
-    let ended = life.wait_for(|life| life.exits > exits || life.removed);
-    let in_time = match limit {
-        None => ended.await.is_ok(),
-        Some(limit) => tokio::time::timeout(limit, ended).await.is_ok(),
-    };
-    if !in_time {
-        process.signal(libc_signal::KILL)?;
-        let _ = life.wait_for(|life| life.exits > exits || life.removed).await;
-    }
-    engine.tell("container", "stop", container);
-    Ok(true)
-}
-
-/// A container that waits for its restart stays down. False if it does not.
-fn cancel_restart(container: &Container) -> bool {
-    let mut record = container.lock();
-    let waits = record.status == Status::Restarting;
-    if waits {
-        record.status = Status::Exited;
-        record.stopped = true;
-    }
-    waits
-}
-
-pub(crate) mod libc_signal {
-    //! Numbers that are the same on every Linux.
-    pub(crate) const KILL: i32 = 9;
-    pub(crate) const TERM: i32 = 15;
-}
-
-pub(crate) async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signal: i32) -> Result<()> {
-    let process = container.running().map_err(|_| {
-        let name = container.record().name;
-        ApiError::conflict(format!(
-            "cannot kill container: {name}: container {} is not running",
-            container.id
-        ))
-    })?;
-    if matches!(signal, libc_signal::KILL | libc_signal::TERM) {
-        container.lock().stopped = true;
-    }
-    let mut life = container.life.subscribe();
-    let exits = life.borrow_and_update().exits;
-    process.signal(signal)?;
-    engine.tell("container", "kill", container);
-    if signal == libc_signal::KILL {
-        // As with Docker: who has killed a container finds it ended.
-        let ended = life.wait_for(|life| life.exits > exits || life.removed);
-        let _ = tokio::time::timeout(KILL_LIMIT, ended).await;
-    }
-    Ok(())
-}
-
-/// Removes a container; one that runs only by force.
-pub(crate) async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, force: bool) -> Result<()> {
-    let store = engine.store().await?;
-    if let Some(process) = container.process() {
-        if !force {
-            let name = container.record().name;
-            return Err(ApiError::conflict(format!(
-                "cannot remove container \"/{name}\": container is running: stop the container before removing or force remove"
-            )));
-        }
-        let mut life = container.life.subscribe();
-        let exits = life.borrow_and_update().exits;
-        container.lock().stopped = true;
-        process.signal(libc_signal::KILL)?;
-        drop(process);
-        let running = |life: &super::container::Life| life.running && life.exits == exits;
-        let _ = life.wait_for(|life| !running(life)).await;
-    }
-    cancel_restart(container);
-    let _turn = container.turn.lock().await;
-    if container.process().is_some() {
-        return Err(ApiError::conflict(format!(
-            "container {} was started again",
-            container.id
-        )));
-    }
-    remove_in_turn(engine, container, &store).await
-}
-
-async fn remove_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) -> Result<()> {
-    if container.life.borrow().removed {
-        return Ok(());
-    }
-    let (kept, id) = (store.clone(), container.id.clone());
-    blocking(move || {
-        // The record last: what is half-removed can be removed again.
-        kept.remove_root(&id)?;
-        let _ = std::fs::remove_file(log_path(&kept, &id)?);
-        states(&kept)?.remove(&id)
-    })
-    .await?;
-    engine.containers.remove(&container.id);
-    engine.tell("container", "destroy", container);
-    container.streams.close();
-    container.life.send_modify(|life| life.removed = true);
-    Ok(())
-}
-
 /// Takes over a container that was found: running, or recorded so.
 pub(crate) fn adopt(
     engine: &Arc<Engine>,
@@ -525,7 +421,11 @@ pub(crate) fn adopt(
             record.started = zones::log::now();
         }
     }
-    watch_over(engine, container, store, process, stdio)
+    let log = open_log(store, container)?;
+    let ends = container.streams.open(stdio, &engine.zones, &container.id);
+    let ends = ends.map_err(unheard)?;
+    watch_over(engine, container, store, Running { process, ends, log });
+    Ok(())
 }
 
 /// A container that no process is left of: what it was when the machine went down, and whether it is

@@ -267,6 +267,7 @@ fn limits(host: &HostConfig) -> Limits {
     // Memory and swap together; unset is twice the memory, -1 is no limit.
     let swap = match (memory, host.memory_swap) {
         (Some(memory), 0) => Some(memory),
+        (Some(_), ..=-1) => Some(u64::MAX),
         (Some(memory), together) => positive(together).map(|together| together.saturating_sub(memory)),
         (None, _) => None,
     };
@@ -396,13 +397,24 @@ pub(crate) fn parse_signal(text: &str) -> Result<i32> {
         "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU",
         "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
     ];
-    /// The highest real-time signal.
+    /// The real-time signals; below them are the C library's own two.
+    const FIRST_REAL_TIME: i32 = 34;
     const LAST: i32 = 64;
     let upper = text.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let known = NAMES.iter().position(|known| !known.is_empty() && *known == name);
+    // `RTMIN`, `RTMIN+3`, `RTMAX-2`, `RTMAX`.
+    let from_end = |end: &str, sign: char| match name.strip_prefix(end)? {
+        "" => Some(0),
+        rest => rest.strip_prefix(sign)?.parse::<u8>().ok().map(i32::from),
+    };
+    let real_time = from_end("RTMIN", '+')
+        .map(|offset| FIRST_REAL_TIME + offset)
+        .or_else(|| from_end("RTMAX", '-').map(|offset| LAST - offset))
+        .filter(|number| *number >= FIRST_REAL_TIME);
     let number = known
         .and_then(|at| i32::try_from(at).ok())
+        .or(real_time)
         .or_else(|| text.parse().ok());
     number
         .filter(|number| (1..=LAST).contains(number))
@@ -531,17 +543,30 @@ mod tests {
             limits(json!({"Memory": 100 << 20, "MemorySwap": 100 << 20})).swap,
             Some(0)
         );
-        assert_eq!(limits(json!({"Memory": 100 << 20, "MemorySwap": -1})).swap, None);
+        assert_eq!(
+            limits(json!({"Memory": 100 << 20, "MemorySwap": -1})).swap,
+            Some(u64::MAX)
+        );
         assert_eq!(limits(json!({"CpuQuota": 50_000})).nano_cpus, Some(500_000_000));
         assert_eq!(limits(json!({"PidsLimit": -1})).pids, None);
     }
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (text, number) in [("KILL", 9), ("SIGTERM", 15), ("sigint", 2), ("28", 28)] {
+        for (text, number) in [
+            ("KILL", 9),
+            ("SIGTERM", 15),
+            ("sigint", 2),
+            ("28", 28),
+            ("SIGRTMIN+3", 37),
+            ("RTMIN", 34),
+            ("RTMAX-1", 63),
+        ] {
             assert_eq!(parse_signal(text).unwrap(), number);
         }
-        for bad in ["", "SIG", "0", "65", "-9", "NOPE"] {
+        for bad in [
+            "", "SIG", "0", "65", "-9", "NOPE", "RTMIN+31", "RTMAX-31", "RTMIN-1", "RTMIN+",
+        ] {
             assert!(parse_signal(bad).is_err(), "{bad}");
         }
     }

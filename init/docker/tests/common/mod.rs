@@ -1,6 +1,8 @@
 //! A whole engine on this machine: real zones by a keeper in a thread, a pool in a file, a bridge in a
 //! network namespace of the test's own, TLS, and the docker command line against it.
 
+#![allow(dead_code, reason = "each suite uses a part of it")]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;

@@ -1,0 +1,160 @@
+//! Ending a container on somebody's wish: stop, kill, remove.
+//!
+//! A wish that meets a start under way waits for it, so that a container between two starts of its
+//! restart policy is ended as surely as one that runs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::Store;
+use tokio::sync::MutexGuard;
+use zones::Process;
+
+use super::container::{Container, Life, Status, log_path, states};
+use super::spec;
+use crate::engine::Engine;
+use crate::http::{ApiError, Result, blocking};
+
+/// How long a request that kills a container waits for its end.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// Numbers that are the same on every Linux.
+pub(crate) const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+/// The process, or where there is none the turn: nobody starts the container while it is held.
+enum Found<'a> {
+    Running(Arc<Process>),
+    Idle(MutexGuard<'a, ()>),
+}
+
+async fn find(container: &Container) -> Found<'_> {
+    if let Some(process) = container.process() {
+        return Found::Running(process);
+    }
+    let turn = container.turn.lock().await;
+    match container.process() {
+        Some(process) => Found::Running(process),
+        None => Found::Idle(turn),
+    }
+}
+
+/// Asks it to end, and after `limit` ends it; false if it does not run. None waits for ever.
+pub(crate) async fn stop(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    signal: Option<i32>,
+    limit: Option<Duration>,
+) -> Result<bool> {
+    let process = match find(container).await {
+        Found::Running(process) => process,
+        Found::Idle(_turn) => return cancel_restart(engine, container).await,
+    };
+    let mut life = container.life.subscribe();
+    let exits = life.borrow_and_update().exits;
+    container.lock().stopped = true;
+    let own = container
+        .record()
+        .config
+        .stop_signal
+        .and_then(|name| spec::parse_signal(&name).ok());
+    process.signal(signal.or(own).unwrap_or(SIGTERM))?;
+    let ended = life.wait_for(|life| life.exits > exits || life.removed);
+    let in_time = match limit {
+        None => ended.await.is_ok(),
+        Some(limit) => tokio::time::timeout(limit, ended).await.is_ok(),
+    };
+    if !in_time {
+        process.signal(SIGKILL)?;
+        let _ = life.wait_for(|life| life.exits > exits || life.removed).await;
+    }
+    engine.tell("container", "stop", container);
+    Ok(true)
+}
+
+/// A container that waits for its restart stays down, also after a boot. False if it does not wait.
+/// The caller holds the container's turn.
+async fn cancel_restart(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<bool> {
+    {
+        let mut record = container.lock();
+        if record.status != Status::Restarting {
+            return Ok(false);
+        }
+        record.status = Status::Exited;
+        record.stopped = true;
+    }
+    let (store, owned) = (engine.store().await?, container.clone());
+    blocking(move || owned.save(&store)).await?;
+    Ok(true)
+}
+
+pub(crate) async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signal: i32) -> Result<()> {
+    let process = container.running().map_err(|_| {
+        let name = container.record().name;
+        ApiError::conflict(format!(
+            "cannot kill container: {name}: container {} is not running",
+            container.id
+        ))
+    })?;
+    if matches!(signal, SIGKILL | SIGTERM) {
+        container.lock().stopped = true;
+    }
+    let mut life = container.life.subscribe();
+    let exits = life.borrow_and_update().exits;
+    process.signal(signal)?;
+    engine.tell("container", "kill", container);
+    if signal == SIGKILL {
+        // As with Docker: who has killed a container finds it ended.
+        let ended = life.wait_for(|life| life.exits > exits || life.removed);
+        let _ = tokio::time::timeout(KILL_LIMIT, ended).await;
+    }
+    Ok(())
+}
+
+/// Removes a container; one that runs only by force.
+pub(crate) async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, force: bool) -> Result<()> {
+    let store = engine.store().await?;
+    loop {
+        match find(container).await {
+            Found::Idle(_turn) => return remove_in_turn(engine, container, &store).await,
+            Found::Running(_) if !force => {
+                let name = container.record().name;
+                return Err(ApiError::conflict(format!(
+                    "cannot remove container \"/{name}\": container is running: stop the container before removing or force remove"
+                )));
+            }
+            Found::Running(process) => {
+                let mut life = container.life.subscribe();
+                let exits = life.borrow_and_update().exits;
+                container.lock().stopped = true;
+                process.signal(SIGKILL)?;
+                drop(process);
+                let running = |life: &Life| life.running && life.exits == exits;
+                let _ = life.wait_for(|life| !running(life)).await;
+            }
+        }
+    }
+}
+
+/// The caller holds the container's turn.
+pub(crate) async fn remove_in_turn(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+) -> Result<()> {
+    if container.life.borrow().removed {
+        return Ok(());
+    }
+    let (kept, id) = (store.clone(), container.id.clone());
+    blocking(move || {
+        // The record last: what is half-removed can be removed again.
+        kept.remove_root(&id)?;
+        let _ = std::fs::remove_file(log_path(&kept, &id)?);
+        states(&kept)?.remove(&id)
+    })
+    .await?;
+    engine.containers.remove(&container.id);
+    engine.tell("container", "destroy", container);
+    container.streams.close();
+    container.life.send_modify(|life| life.removed = true);
+    Ok(())
+}
