@@ -179,6 +179,9 @@ fn greet(recipe: &Recipe, api: &Api, progress: &dyn Progress) -> anyhow::Result<
 
 /// Makes docker know the machine; where it cannot, the machine is as good without.
 fn register(up: &UpAndReady, site: &Site, progress: &dyn Progress) -> Option<Registered> {
+    if host::program("docker").is_none() {
+        return Some(Registered::NoClient);
+    }
     let name = pick::context(up.machine.name());
     let step = progress.step(&format!("docker context {name}"));
     match context::register(&name, up.record.api_port, &site.client_dir()) {
@@ -259,12 +262,11 @@ fn next(recipe: &Recipe, up: &UpAndReady, context: Option<Registered>) -> String
             }
         }
         Some(Registered::NoClient) => {
-            told += "\nThis machine has no docker command. Install docker-cli (before Debian 13: docker.io); the next `up` \
-                     makes it know the machine as\nthe context `";
-            told += &name;
-            told += "`, so that `docker --context ";
-            told += &name;
-            told += " run ...` works.\n";
+            told += &format!(
+                "\nThis machine has no docker command. Install Debian's docker-cli (docker.io before Debian\n\
+                 13) and do `{}` again; then `docker --context {name} run ...` reaches the machine.\n",
+                again("up")
+            );
         }
         None => {}
     }
