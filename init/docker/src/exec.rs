@@ -22,6 +22,8 @@ use crate::users::Databases;
 
 /// How long one that has ended can be asked for.
 const REMEMBERED: Duration = Duration::from_secs(300);
+/// How long a terminal's size waits for the terminal.
+const TERMINAL_LIMIT: Duration = Duration::from_secs(10);
 /// How long what it left running may keep its output open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -115,7 +117,7 @@ impl Exec {
             at: Instant::now(),
         };
         // After the code is there: a client asks for it as soon as the output ends.
-        self.streams.close();
+        self.streams.close_for_good();
     }
 }
 
@@ -168,18 +170,20 @@ pub(crate) async fn route(engine: Arc<Engine>, verb: &str, req: Request) -> Resu
     let exec = engine.execs.find(&req.name)?;
     match (req.method().as_str(), verb) {
         ("POST", "start") => start(engine, exec, req).await,
-        ("POST", "resize") => resize(&exec, &req),
+        ("POST", "resize") => resize(&exec, &req).await,
         ("GET", "json") => inspect(&exec),
         _ => Err(crate::routes::unknown(req.method(), &req.path)),
     }
 }
 
-fn resize(exec: &Exec, req: &Request) -> Result<Response> {
+/// Docker's client sets the size while the process is being started, and tries only a few times within
+/// milliseconds; so this waits for the terminal.
+async fn resize(exec: &Exec, req: &Request) -> Result<Response> {
     let (rows, columns) = size(req)?;
+    let _ = tokio::time::timeout(TERMINAL_LIMIT, exec.streams.settled()).await;
     if exec.streams.resize(rows, columns) {
         Ok(empty(StatusCode::OK))
     } else {
-        // Docker's client tries again, so this must not look like success.
         Err(ApiError::conflict(format!(
             "exec process {} has no terminal yet",
             exec.id

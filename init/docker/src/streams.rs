@@ -269,6 +269,12 @@ impl Streams {
         self.input.send_replace(Input::Awaited);
     }
 
+    /// As [`Self::close`], of a process that will not be started again.
+    pub(crate) fn close_for_good(&self) {
+        self.clients().clear();
+        self.input.send_replace(Input::Closed);
+    }
+
     /// Closes the process's standard input for good.
     async fn close_input(&self) {
         let was = self.input.send_replace(Input::Closed);
@@ -285,6 +291,11 @@ impl Streams {
             Input::Open(channel) => zones::resize(channel.0.get_ref(), rows, columns).is_ok(),
             _ => false,
         }
+    }
+
+    /// Returns when the process runs or has closed its input.
+    pub(crate) async fn settled(&self) {
+        let _ = self.opened_input().await;
     }
 
     async fn opened_input(&self) -> Option<Arc<Channel>> {
