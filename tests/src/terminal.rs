@@ -99,13 +99,6 @@ impl Terminal {
         self.screen.text()
     }
 
-    /// Makes the terminal another size.
-    #[track_caller]
-    pub fn resize(&self, rows: u16, columns: u16) {
-        resize(&self.master, rows, columns)
-            .unwrap_or_else(|error| panic!("cannot resize the terminal: {error}"));
-    }
-
     /// Waits for the command to end by itself; gives its exit code.
     #[track_caller]
     pub fn end(mut self) -> i32 {

@@ -5,6 +5,7 @@
 
 use std::sync::LazyLock;
 
+use bollard::query_parameters::ResizeContainerTTYOptions;
 use tests::{Boot, Docker, Machine};
 
 static MACHINE: LazyLock<Machine> = LazyLock::new(|| Boot::quickstart().blank_disk().start());
@@ -105,12 +106,18 @@ fn run_on_a_terminal_is_a_shell_that_a_person_can_use() {
 
 #[test]
 fn a_terminal_that_is_resized_is_resized_inside() {
-    let mut shell = docker().terminal(
-        "run --rm -it busybox sh -c 'trap \"stty size\" WINCH; echo ready; while :; do sleep 0.1; done'",
-    );
-    shell.expect("ready");
-    shell.resize(40, 120);
-    shell.expect("40 120");
+    let script = "trap \"stty size\" WINCH; echo ready; while :; do sleep 0.1; done";
+    docker().ok(&format!("run -dit --name resized busybox sh -c '{script}'"));
+    let logs = docker().follow("logs -f resized");
+    logs.expect("ready");
+    // docker's client does not hear of its own terminal's size until some time after the start.
+    let size = ResizeContainerTTYOptions { h: 40, w: 120 };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime
+        .block_on(MACHINE.bollard().resize_container_tty("resized", size))
+        .unwrap();
+    logs.expect("40 120");
+    docker().ok("rm -f resized");
 }
 
 #[test]
