@@ -2,16 +2,20 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use http_body_util::combinators::BoxBody;
-use hyper::body::Incoming;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio_rustls::TlsAcceptor;
 
 use crate::engine::Engine;
@@ -55,7 +59,7 @@ pub(crate) async fn http(
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         let engine = engine.clone();
         async move {
-            let request = request.map(|body| BoxBody::new(body.map_err(io::Error::other)));
+            let request = request.map(|body| BoxBody::new(Drained(Some(body))));
             Ok::<_, Infallible>(routes::answer(engine, request).await)
         }
     });
@@ -64,4 +68,44 @@ pub(crate) async fn http(
         .with_upgrades()
         .await
         .map_err(io::Error::other)
+}
+
+/// A request's body. What nobody reads of it is read and thrown away: a connection that is closed while
+/// its client still sends is reset, and the client loses the answer that it has not read yet.
+struct Drained(Option<Incoming>);
+
+impl HttpBody for Drained {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let Some(body) = self.0.as_mut() else {
+            return Poll::Ready(None);
+        };
+        Pin::new(body)
+            .poll_frame(cx)
+            .map(|frame| frame.map(|frame| frame.map_err(io::Error::other)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0
+            .as_ref()
+            .map_or_else(SizeHint::default, HttpBody::size_hint)
+    }
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        // Ends when the client has sent all, or goes away, as it may once it has its answer.
+        if let Some(mut body) = self.0.take()
+            && !body.is_end_stream()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
+        }
+    }
 }

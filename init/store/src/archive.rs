@@ -35,6 +35,8 @@ const MAX_INDEX_DEPTH: usize = 4;
 pub enum LoadEvent {
     /// So many bytes of the (uncompressed) archive were read.
     Read { bytes: u64 },
+    /// A layer is being unpacked; `done` and `total` are bytes of it as they lie in the archive.
+    Unpacking { diff_id: Digest, done: u64, total: u64 },
     /// Layer `index` of `total` of an image is in the store; `present`: it was there before.
     Layer {
         index: usize,
@@ -97,7 +99,15 @@ impl Store {
                 if let Some(digest) = layer.digest {
                     parts.verify(&layer.name, &digest)?;
                 }
-                self.ingest_layer(parent.as_ref(), diff_id, parts.open(&layer.name)?)?;
+                let told = Told {
+                    part: parts.open(&layer.name)?,
+                    diff_id: *diff_id,
+                    total: parts.find(&layer.name).map_or(0, |(_, length)| length),
+                    done: 0,
+                    said: 0,
+                    progress: &mut *progress,
+                };
+                self.ingest_layer(parent.as_ref(), diff_id, told)?;
             }
             parent = Some(chain);
             progress(LoadEvent::Layer {
@@ -151,6 +161,36 @@ struct LayerPart {
     name: String,
     /// Of the part as it lies in the archive; `docker save` states none.
     digest: Option<Digest>,
+}
+
+/// Bytes between two words on a layer's progress.
+const TELL_EVERY: u64 = 512 << 10;
+
+/// A layer's bytes, which tells how far it was read.
+struct Told<'a> {
+    part: BlobReader,
+    diff_id: Digest,
+    total: u64,
+    done: u64,
+    /// What was told last.
+    said: u64,
+    progress: &'a mut dyn FnMut(LoadEvent),
+}
+
+impl Read for Told<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.part.read(buffer)?;
+        self.done += count as u64;
+        if self.done > self.said && (self.done == self.total || self.done - self.said >= TELL_EVERY) {
+            self.said = self.done;
+            (self.progress)(LoadEvent::Unpacking {
+                diff_id: self.diff_id,
+                done: self.done,
+                total: self.total,
+            });
+        }
+        Ok(count)
+    }
 }
 
 /// The files of an archive.

@@ -2,51 +2,82 @@
 
 use std::sync::Arc;
 
+use serde::Deserialize;
 use serde_json::json;
-use store::{ContainerConfig, History, ImageConfig, Reference, Store};
+use store::{ContainerConfig, History, ImageConfig, LoadEvent, Loaded, Reference, Store};
 use tokio::io::AsyncRead;
 use tokio_util::io::SyncIoBridge;
 
+use super::progress;
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, ndjson};
 
 /// `POST /images/load`
 pub(super) async fn load(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
+    for platform in req.query.all("platform") {
+        super::only_this_platform(platform_of_json(platform)?.as_deref())?;
+    }
+    let quiet = req.query.flag("quiet");
     let (sender, response) = ndjson();
     let archive = reader(req);
     let engine = engine.clone();
     tokio::task::spawn_blocking(move || {
-        let outcome = store.load(archive, &mut |_| {});
+        // A client that has gone needs no answer; what it sent is loaded all the same.
+        let outcome = store.load(archive, &mut |event| {
+            if let LoadEvent::Unpacking { diff_id, done, total } = event
+                && !quiet
+            {
+                let _ = sender.blocking_send_json(&progress::line("Loading layer", &diff_id, done, total));
+            }
+        });
         for image in outcome.iter().flatten() {
             let id = image.id.to_string();
-            super::tell(
-                &engine,
-                "load",
-                &id,
-                &image
-                    .references
-                    .first()
-                    .map_or_else(|| id.clone(), ToString::to_string),
-            );
+            let name = image
+                .references
+                .first()
+                .map_or_else(|| id.clone(), ToString::to_string);
+            super::tell(&engine, "load", &id, &name);
         }
-        let sent = match outcome {
-            Ok(loaded) => loaded.iter().try_for_each(|image| {
-                if image.references.is_empty() {
-                    return sender.blocking_send_json(
-                        &json!({ "stream": format!("Loaded image ID: {}\n", image.id) }),
-                    );
-                }
-                image.references.iter().try_for_each(|name| {
-                    sender.blocking_send_json(&json!({ "stream": format!("Loaded image: {name}\n") }))
-                })
-            }),
-            Err(error) => sender.blocking_send_json(&failure(&error.to_string())),
-        };
-        // A client that has gone needs no answer.
-        drop(sent);
+        match outcome {
+            Ok(loaded) => loaded.iter().for_each(|image| send_loaded(&sender, image)),
+            Err(error) => {
+                let _ = sender.blocking_send_json(&failure(&error.to_string()));
+            }
+        }
     });
     Ok(response)
+}
+
+fn send_loaded(sender: &BodySender, image: &Loaded) {
+    let mut lines: Vec<String> = image
+        .references
+        .iter()
+        .map(|name| format!("Loaded image: {name}\n"))
+        .collect();
+    if lines.is_empty() {
+        lines.push(format!("Loaded image ID: {}\n", image.id));
+    }
+    for line in lines {
+        let _ = sender.blocking_send_json(&json!({ "stream": line }));
+    }
+}
+
+/// Since 1.48 a load takes platforms as JSON objects.
+fn platform_of_json(text: &str) -> Result<Option<String>> {
+    #[derive(Deserialize)]
+    struct Platform {
+        os: String,
+        architecture: String,
+    }
+    if text.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_str(text)
+        .map(|Platform { os, architecture }| Some(format!("{os}/{architecture}")))
+        .map_err(|error| {
+            ApiError::bad_request(format!("Parameter platform is not the JSON expected: {error}."))
+        })
 }
 
 /// The error of a streamed answer, as Docker has it.
@@ -91,29 +122,19 @@ pub(super) fn import(engine: &Arc<Engine>, store: Arc<Store>, req: Request) -> R
     let (sender, response) = ndjson();
     let archive = reader(req);
     let engine = engine.clone();
-    tokio::task::spawn_blocking(move || {
-        let outcome = store.import(archive, config, reference.as_ref());
-        if let Ok(image) = &outcome {
+    tokio::task::spawn_blocking(move || match store.import(archive, config, reference.as_ref()) {
+        Ok(image) => {
             let id = image.id.to_string();
-            super::tell(
-                &engine,
-                "import",
-                &id,
-                &reference.map_or_else(|| id.clone(), |name| name.to_string()),
-            );
+            let name = reference.map_or_else(|| id.clone(), |name| name.to_string());
+            super::tell(&engine, "import", &id, &name);
+            // A client that has gone needs no answer.
+            let _ = sender.blocking_send_json(&json!({ "status": id }));
         }
-        send_imported(&sender, outcome);
+        Err(error) => {
+            let _ = sender.blocking_send_json(&failure(&error.to_string()));
+        }
     });
     Ok(response)
-}
-
-fn send_imported(sender: &BodySender, outcome: store::Result<store::Image>) {
-    let told = match outcome {
-        Ok(image) => json!({ "status": image.id.to_string() }),
-        Err(error) => failure(&error.to_string()),
-    };
-    // A client that has gone needs no answer.
-    let _ = sender.blocking_send_json(&told);
 }
 
 /// The instructions that `docker import --change` takes, of which the plain ones are read.

@@ -2,6 +2,7 @@
 
 mod archive;
 mod list;
+mod progress;
 mod pull;
 mod remove;
 
@@ -48,6 +49,16 @@ pub async fn route(
             remove::remove(&engine, req).await
         }
         _ => Err(routes::unknown(req.method(), &req.path)),
+    }
+}
+
+/// Refuses images for other machines, which would not run here.
+fn only_this_platform(platform: Option<&str>) -> Result<()> {
+    match platform {
+        None | Some("linux" | "linux/amd64" | "linux/x86_64") => Ok(()),
+        Some(other) => Err(ApiError::not_implemented(format!(
+            "This machine runs linux/amd64 images only, and none for {other}."
+        ))),
     }
 }
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use store::{Digest, Reference, Store};
 use tokio::sync::mpsc;
 
-use super::archive;
+use super::{archive, progress};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, ndjson};
 use crate::registry::{Credentials, Event, Pull, Pulled, Session};
@@ -17,16 +17,10 @@ const DEPTH: usize = 64;
 /// `POST /images/create`
 pub(super) async fn create(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
+    super::only_this_platform(req.query.get("platform"))?;
     let Some(name) = req.query.get("fromImage") else {
         return archive::import(engine, store, req);
     };
-    if let Some(platform) = req.query.get("platform")
-        && !matches!(platform, "linux/amd64" | "linux" | "linux/x86_64")
-    {
-        return Err(ApiError::not_implemented(format!(
-            "This machine runs linux/amd64 images only; {platform} cannot be pulled."
-        )));
-    }
     let reference = reference(name, req.query.get("tag"))?;
     let credentials = Credentials::from_header(req.header("x-registry-auth"))?;
     let session = Session::new(&reference, credentials, &engine.config.registry.insecure)?;
@@ -46,14 +40,18 @@ pub(super) async fn create(engine: &Arc<Engine>, req: Request) -> Result<Respons
     Ok(response)
 }
 
-/// `tag` may be a tag, a digest, or be missing; the name itself may have one as well.
+/// `tag` may be a tag, a digest, or be missing; the name itself may have one as well. With neither,
+/// Docker pulls all tags.
 fn reference(name: &str, tag: Option<&str>) -> Result<Reference> {
     let reference: Reference = name.parse()?;
-    Ok(match tag {
-        Some(digest) if digest.contains(':') => reference.with_digest(digest.parse()?),
-        Some(tag) => reference.with_tag(tag)?,
-        None => reference.or_latest(),
-    })
+    match tag {
+        Some(digest) if digest.contains(':') => Ok(reference.with_digest(digest.parse()?)),
+        Some(tag) => Ok(reference.with_tag(tag)?),
+        None if reference.tag().is_none() && reference.digest().is_none() => Err(ApiError::not_implemented(
+            format!("Monobloc pulls one tag at a time, not all of them; name it, as in `{name}:latest`."),
+        )),
+        None => Ok(reference),
+    }
 }
 
 async fn run(pull: Pull, store: Arc<Store>, reference: &Reference, sender: &BodySender) -> Option<Pulled> {
@@ -96,34 +94,15 @@ fn ending(reference: &Reference, pulled: &Pulled) -> Vec<Value> {
 }
 
 fn tell(event: &Event) -> Value {
-    let short = |digest: &Digest| digest.hex().chars().take(12).collect::<String>();
-    let line =
-        |status: &str, layer: &Digest| json!({ "status": status, "progressDetail": {}, "id": short(layer) });
+    let line = |status: &str, layer: &Digest| json!({ "status": status, "progressDetail": {}, "id": progress::short(layer) });
     match event {
         Event::Waiting(layer) => line("Pulling fs layer", layer),
         Event::Exists(layer) => line("Already exists", layer),
         Event::Downloaded(layer) => line("Download complete", layer),
         Event::Extracting(layer) => line("Extracting", layer),
         Event::Complete(layer) => line("Pull complete", layer),
-        Event::Downloading { layer, done, total } => json!({
-            "status": "Downloading",
-            "progressDetail": { "current": done, "total": total },
-            "progress": bar(*done, *total),
-            "id": short(layer),
-        }),
+        Event::Downloading { layer, done, total } => progress::line("Downloading", layer, *done, *total),
     }
-}
-
-/// The bar that Docker's engine draws for clients that do not draw their own.
-fn bar(done: u64, total: u64) -> String {
-    const WIDTH: u64 = 50;
-    let megabytes = |bytes: u64| format!("{:.3}MB", bytes as f64 / 1e6);
-    let Some(filled) = (done.min(total) * WIDTH).checked_div(total) else {
-        return megabytes(done);
-    };
-    let full = "=".repeat(usize::try_from(filled).unwrap_or(0));
-    let rest = " ".repeat(usize::try_from(WIDTH - filled).unwrap_or(0));
-    format!("[{full}>{rest}]  {}/{}", megabytes(done), megabytes(total))
 }
 
 #[cfg(test)]
@@ -137,7 +116,7 @@ mod tests {
     #[test]
     fn a_tag_parameter_may_be_a_digest() {
         let digest = format!("sha256:{}", "a".repeat(64));
-        assert_eq!(reference("busybox", None).unwrap().tag(), Some("latest"));
+        assert_eq!(reference("busybox:2", None).unwrap().tag(), Some("2"));
         assert_eq!(reference("busybox", Some("1")).unwrap().tag(), Some("1"));
         assert_eq!(
             reference("busybox", Some(&digest))
@@ -148,6 +127,13 @@ mod tests {
             digest
         );
         assert!(reference("busybox", Some("no tag")).is_err());
+    }
+
+    #[test]
+    fn all_tags_at_once_are_refused_and_not_taken_for_the_latest() {
+        let refusal = reference("team/busybox", None).unwrap_err();
+        assert_eq!(refusal.status, hyper::StatusCode::NOT_IMPLEMENTED);
+        assert!(refusal.message.contains("team/busybox:latest"), "{refusal}");
     }
 
     /// The lines of a pull's answer, each with its id where it has one.
@@ -217,12 +203,5 @@ mod tests {
             lines.last().unwrap().starts_with("error: Content has digest"),
             "{lines:?}"
         );
-    }
-
-    #[test]
-    fn the_bar_holds_at_both_ends() {
-        assert!(bar(0, 100).starts_with("[>"));
-        assert!(bar(100, 100).contains(&"=".repeat(50)));
-        assert_eq!(bar(5_000_000, 0), "5.000MB");
     }
 }

@@ -33,6 +33,11 @@ pub(super) async fn tag(engine: &Arc<Engine>, req: Request) -> Result<Response> 
 /// `DELETE /images/{name}`
 pub(super) async fn remove(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
+    if req.query.get("platforms").is_some() {
+        return Err(ApiError::not_implemented(
+            "An image here is for one platform; remove it without `platforms`.",
+        ));
+    }
     let running = running(engine).await?;
     let (name, force) = (req.name.clone(), req.query.flag("force"));
     let (id, removed) = blocking(move || {
@@ -183,15 +188,22 @@ pub(super) async fn prune(engine: &Arc<Engine>, req: Request) -> Result<Response
         .get("dangling")
         .iter()
         .any(|value| matches!(value.as_str(), "0" | "false"));
+    let engine = engine.clone();
     let pruned = blocking(move || {
-        let before = store.usage()?.free;
+        let free = store.usage()?.free;
         let mut told = Vec::new();
         for image in store.images() {
             if users(&store, &image.id).is_empty() && (all || image.references.is_empty()) {
+                let before = told.len();
                 delete(&store, &image, &mut told)?;
+                tell(
+                    &engine,
+                    &image.id.to_string(),
+                    told.get(before..).unwrap_or_default(),
+                );
             }
         }
-        let freed = store.usage()?.free.saturating_sub(before);
+        let freed = store.usage()?.free.saturating_sub(free);
         Ok::<_, ApiError>(ImagePruneResponse {
             images_deleted: Some(told),
             space_reclaimed: Some(i64::try_from(freed).unwrap_or(i64::MAX)),

@@ -30,6 +30,9 @@ pub(crate) struct Platform {
     pub(crate) architecture: String,
     #[serde(default)]
     pub(crate) os: String,
+    /// A level of the instruction set: `v1` is what every amd64 machine has.
+    #[serde(default)]
+    pub(crate) variant: String,
 }
 
 /// One image.
@@ -78,19 +81,21 @@ impl Document {
     }
 }
 
-/// The entry for this machine. One without a platform is taken if there is no other.
+/// The entry for this machine, and of several the one for every such machine. An entry without a
+/// platform is taken if there is no other.
 pub(crate) fn choose(list: &[Descriptor]) -> Option<&Descriptor> {
-    let fits = |descriptor: &&Descriptor| {
-        descriptor
-            .platform
-            .as_ref()
-            .is_some_and(|p| p.os == "linux" && p.architecture == "amd64")
-    };
-    let unnamed = || {
-        list.iter()
-            .find(|descriptor| descriptor.platform.is_none() && !is_attestation(descriptor))
-    };
-    list.iter().find(fits).or_else(unnamed)
+    let plain = |descriptor: &&Descriptor| matches!(variant(descriptor), Some("" | "v1"));
+    let unnamed = |descriptor: &&Descriptor| descriptor.platform.is_none() && !is_attestation(descriptor);
+    list.iter()
+        .find(plain)
+        .or_else(|| list.iter().find(|descriptor| variant(descriptor).is_some()))
+        .or_else(|| list.iter().find(unnamed))
+}
+
+/// The level of the instruction set that an entry for this kind of machine asks for.
+fn variant(descriptor: &Descriptor) -> Option<&str> {
+    let platform = descriptor.platform.as_ref()?;
+    (platform.os == "linux" && platform.architecture == "amd64").then_some(platform.variant.as_str())
 }
 
 /// Builders put signatures and provenance beside the images.
@@ -117,13 +122,28 @@ mod tests {
                 digest(byte)
             )
         };
+        let newer = entry("linux", "amd64", 'c').replace("}}", r#","variant":"v3"}}"#);
         let (arm, ours) = (entry("linux", "arm64", 'a'), entry("linux", "amd64", 'b'));
-        let index = format!(r#"{{"schemaVersion":2,"manifests":[{arm},{ours}]}}"#);
-        let Document::Index(list) = Document::parse(index.as_bytes()).unwrap() else {
-            panic!("an index")
-        };
-        assert_eq!(choose(&list).unwrap().digest.to_string(), digest('b'));
-        assert!(choose(&list[..1]).is_none());
+        let unnamed = format!(r#"{{"digest":"{}"}}"#, digest('d'));
+        let signature = unnamed.replace(
+            "\"}",
+            r#"","annotations":{"vnd.docker.reference.type":"attestation-manifest"}}"#,
+        );
+        for (list, chosen) in [
+            (vec![&arm, &newer, &ours], Some('b')),
+            (vec![&arm, &newer, &unnamed], Some('c')),
+            (vec![&arm, &signature, &unnamed], Some('d')),
+            (vec![&arm, &signature], None),
+            (vec![], None),
+        ] {
+            let list: Vec<String> = list.into_iter().cloned().collect();
+            let index = format!(r#"{{"schemaVersion":2,"manifests":[{}]}}"#, list.join(","));
+            let Document::Index(entries) = Document::parse(index.as_bytes()).unwrap() else {
+                panic!("an index")
+            };
+            let found = choose(&entries).map(|entry| entry.digest.to_string());
+            assert_eq!(found, chosen.map(digest), "{index}");
+        }
     }
 
     #[test]

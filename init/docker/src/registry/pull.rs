@@ -16,7 +16,7 @@ use super::{RegistryError, Session};
 
 /// Layers that are fetched at a time, as Docker does.
 const AT_A_TIME: usize = 3;
-/// Tries at one layer whose transfer breaks, and the wait before the second; it doubles each time.
+/// Tries at what breaks on its way, and the wait before the second; it doubles each time.
 const TRIES: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 /// So much is gathered before it is written.
@@ -63,20 +63,21 @@ impl Pull {
             (Some(digest), _) => digest.to_string(),
             (None, tag) => tag.unwrap_or("latest").to_owned(),
         };
-        let (bytes, digest) = session.manifest(&wanted).await?;
+        let (bytes, digest) = patiently(|| session.manifest(&wanted)).await?;
         let damaged = |reason| session.damaged("manifest", reason);
         let manifest = match Document::parse(&bytes).map_err(damaged)? {
             Document::Image(manifest) => manifest,
             Document::Index(list) => {
                 let chosen = choose(&list).ok_or_else(|| RegistryError::NoPlatform(reference.clone()))?;
-                let (bytes, _) = session.manifest(&chosen.digest.to_string()).await?;
+                let chosen = chosen.digest.to_string();
+                let (bytes, _) = patiently(|| session.manifest(&chosen)).await?;
                 match Document::parse(&bytes).map_err(damaged)? {
                     Document::Image(manifest) => manifest,
                     Document::Index(_) => return Err(damaged("the index leads to another index".to_owned())),
                 }
             }
         };
-        let raw_config = session.small_blob(&manifest.config.digest).await?;
+        let raw_config = patiently(|| session.small_blob(&manifest.config.digest)).await?;
         let config = ImageConfig::parse(&raw_config)?;
         let (layers, promised) = (manifest.layers.len(), config.rootfs.diff_ids.len());
         if layers != promised {
@@ -247,26 +248,64 @@ async fn fetch(
     events: &Events,
 ) -> Result<Blob, RegistryError> {
     let mut spool = Spool::new(store)?;
-    let (mut wait, mut tries) = (FIRST_WAIT, 1);
-    loop {
-        let reached = spool.done;
-        match transfer(session, layer, &mut spool, events).await {
-            Ok(()) => break,
-            Err(error) if tries < TRIES && is_transient(&error) => {
-                // Progress earns new patience.
-                (wait, tries) = if spool.done > reached {
-                    (FIRST_WAIT, 1)
-                } else {
-                    (wait * 2, tries + 1)
-                };
-                tokio::time::sleep(wait).await;
-            }
-            Err(error) => return Err(error),
+    let (mut patience, mut furthest) = (Patience::new(), 0);
+    while let Err(error) = transfer(session, layer, &mut spool, events).await {
+        if !is_transient(&error) {
+            return Err(error);
         }
+        // Progress earns new patience; the same bytes once more, from a registry that always begins
+        // at the front, are none.
+        if spool.done > furthest {
+            furthest = spool.done;
+            patience = Patience::new();
+        }
+        patience.wait(error).await?;
     }
     let blob = spool.finish(layer.digest).await?;
     let _ = events.send(Event::Downloaded(layer.digest)).await;
     Ok(blob)
+}
+
+/// Tries that are left, and the wait before the next.
+struct Patience {
+    tries: u32,
+    wait: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self {
+            tries: TRIES,
+            wait: FIRST_WAIT,
+        }
+    }
+
+    /// Returns when it is time to try again, or gives up with the error.
+    async fn wait(&mut self, error: RegistryError) -> Result<(), RegistryError> {
+        self.tries -= 1;
+        if self.tries == 0 {
+            return Err(error);
+        }
+        tokio::time::sleep(self.wait).await;
+        self.wait *= 2;
+        Ok(())
+    }
+}
+
+/// Fetches a document again while its transfer breaks. A registry that is not there is told at once.
+async fn patiently<T, F>(fetch: impl Fn() -> F) -> Result<T, RegistryError>
+where
+    F: Future<Output = Result<T, RegistryError>>,
+{
+    let mut patience = Patience::new();
+    loop {
+        match fetch().await {
+            Err(error) if is_transient(&error) && !matches!(error, RegistryError::Unreachable { .. }) => {
+                patience.wait(error).await?;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn is_transient(error: &RegistryError) -> bool {
@@ -290,17 +329,12 @@ async fn transfer(
     if spool.done > 0 && response.status() != StatusCode::PARTIAL_CONTENT {
         *spool = Spool::new(&spool.store)?;
     }
-    let registry = session.reference().registry();
-    let broken = |reason: String| RegistryError::Broken {
-        registry: registry.to_owned(),
-        reason,
-    };
     let mut told: Option<Instant> = None;
     loop {
         let chunk = response
             .chunk()
             .await
-            .map_err(|error| broken(innermost(&error)))?;
+            .map_err(|error| session.broken(innermost(&error)))?;
         let Some(chunk) = chunk else { break };
         spool.push(chunk).await?;
         if layer.size > 0 && spool.done > layer.size {
@@ -319,10 +353,7 @@ async fn transfer(
         }
     }
     if spool.done < layer.size {
-        return Err(broken(format!(
-            "it ended after {} of {} bytes",
-            spool.done, layer.size
-        )));
+        return Err(session.broken(format!("it ended after {} of {} bytes", spool.done, layer.size)));
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! One repository of one registry: requests, the authentication that it asks for, and documents.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -169,10 +169,13 @@ impl Session {
         if let Some(authorization) = authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
-        request
-            .send()
-            .await
-            .map_err(|error| unreachable(self.reference.registry(), &error))
+        request.send().await.map_err(|error| {
+            if error.is_connect() || error.is_timeout() || error.is_redirect() || error.is_builder() {
+                unreachable(self.reference.registry(), &error)
+            } else {
+                self.broken(innermost(&error))
+            }
+        })
     }
 
     /// The header that answers a challenge; none if there is nothing to answer it with.
@@ -288,7 +291,7 @@ impl Session {
         while let Some(chunk) = response
             .chunk()
             .await
-            .map_err(|error| unreachable(self.reference.registry(), &error))?
+            .map_err(|error| self.broken(innermost(&error)))?
         {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > MAX_DOCUMENT {
@@ -302,6 +305,13 @@ impl Session {
         RegistryError::Damaged {
             registry: self.reference.registry().to_owned(),
             what,
+            reason,
+        }
+    }
+
+    pub(super) fn broken(&self, reason: String) -> RegistryError {
+        RegistryError::Broken {
+            registry: self.reference.registry().to_owned(),
             reason,
         }
     }
@@ -341,11 +351,18 @@ fn needs_names(host: &str) -> bool {
     name != "localhost" && !host.starts_with('[') && name.parse::<Ipv4Addr>().is_err()
 }
 
-/// Without any, the resolver would ask servers of strangers.
 fn has_name_servers() -> bool {
-    std::fs::read_to_string("/etc/resolv.conf").is_ok_and(|text| {
-        text.lines()
-            .any(|line| line.trim_start().starts_with("nameserver"))
+    std::fs::read_to_string("/etc/resolv.conf").is_ok_and(|text| names_a_server(&text))
+}
+
+/// Without a usable one, the resolver would ask servers of strangers.
+fn names_a_server(resolv_conf: &str) -> bool {
+    resolv_conf.lines().any(|line| {
+        let mut words = line.split_whitespace();
+        words.next() == Some("nameserver")
+            && words
+                .next()
+                .is_some_and(|address| address.parse::<IpAddr>().is_ok())
     })
 }
 
@@ -430,4 +447,130 @@ fn error_text(body: &[u8]) -> String {
         .filter(|c| !c.is_control())
         .take(MAX_ERROR)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+    use super::*;
+
+    #[test]
+    fn plain_http_is_for_loopback_and_the_registries_named_insecure() {
+        let insecure = ["10.0.2.2".to_owned(), "lab.example:5000".to_owned()];
+        for plain in [
+            "127.0.0.1",
+            "127.9.9.9:5000",
+            "localhost:5000",
+            "10.0.2.2",
+            "10.0.2.2:5000",
+            "lab.example:5000",
+        ] {
+            assert!(is_insecure(plain, &insecure), "{plain}");
+        }
+        for tls in [
+            "docker.io",
+            "127.0.0.1.example",
+            "localhost.example:5000",
+            "128.0.0.1",
+            "10.0.2.20:5000",
+            "lab.example",
+            "lab.example:5001",
+            "notlab.example:5000",
+        ] {
+            assert!(!is_insecure(tls, &insecure), "{tls}");
+        }
+    }
+
+    #[test]
+    fn only_a_name_server_that_can_be_asked_counts() {
+        for some in ["search x\nnameserver 10.0.2.3\n", "  nameserver\t::1"] {
+            assert!(names_a_server(some), "{some:?}");
+        }
+        for none in [
+            "",
+            "search x\n",
+            "# nameserver 1.1.1.1",
+            "nameserver",
+            "nameserver x",
+        ] {
+            assert!(!names_a_server(none), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_need_no_name_server() {
+        for address in [
+            "10.0.2.2",
+            "10.0.2.2:5000",
+            "[::1]:5000",
+            "localhost",
+            "localhost:1",
+        ] {
+            assert!(!needs_names(address), "{address}");
+        }
+        for name in ["registry.example", "registry.example:5000"] {
+            assert!(needs_names(name), "{name}");
+        }
+    }
+
+    /// A TLS server whose certificate nobody has signed, for one connection.
+    fn stranger() -> u16 {
+        let certificate = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(certificate.signing_key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.cert.der().clone()], key)
+            .unwrap();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            let (tcp, _) = listener.accept().unwrap();
+            let tls = rustls::ServerConnection::new(Arc::new(config)).unwrap();
+            let mut stream = rustls::StreamOwned::new(tls, tcp);
+            // The client is to hang up.
+            let _ = stream.read(&mut [0; 1024]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        });
+        port
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_nobody_vouches_for_is_refused_and_named() {
+        let url = format!("https://127.0.0.1:{}/v2/", stranger());
+        let error = client(true).unwrap().get(url).send().await.unwrap_err();
+        assert!(error.is_connect());
+        let text = unreachable("here", &error).to_string();
+        assert!(text.contains("certificate"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn who_was_reached_over_tls_is_not_followed_without_it() {
+        let error = client(true).unwrap().get("http://127.0.0.1:1/").send().await;
+        assert!(error.unwrap_err().is_builder());
+        // The same place is tried where plain HTTP is allowed.
+        let error = client(false).unwrap().get("http://127.0.0.1:1/").send().await;
+        assert!(error.unwrap_err().is_connect());
+    }
+
+    #[tokio::test]
+    async fn a_password_goes_to_no_token_service_without_tls() {
+        let reference: Reference = "10.255.255.1/box:1".parse().unwrap();
+        let json = br#"{"username":"anna","password":"secret"}"#;
+        let session = Session::new(&reference, Credentials::from_json(json).unwrap(), &[]).unwrap();
+        let challenge = Challenge::parse("Bearer realm=\"http://127.0.0.1:1/token\"").unwrap();
+        let error = session.authorize(&challenge).await.unwrap_err();
+        assert!(matches!(error, RegistryError::PlainRealm { .. }), "{error}");
+        // Over TLS it is asked.
+        let challenge = Challenge::parse("Bearer realm=\"https://127.0.0.1:1/token\"").unwrap();
+        let error = session.authorize(&challenge).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unreachable { .. }), "{error}");
+    }
 }

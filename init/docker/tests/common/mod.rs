@@ -143,8 +143,13 @@ pub(crate) fn with_supervisors(tests: &[&(dyn Fn(&Machine) + Sync)]) {
                 break;
             }
         }
-        // What a failed test has left running keeps both busy.
-        let _ = (pool.unmount(), fs::remove_dir(hierarchy().join(&cgroup)));
+        // What a failed test has left running keeps both busy; so does, for a moment, a process that
+        // another test starts: until its exec it holds copies of all descriptors.
+        let mounted = pool.path().to_owned();
+        if pool.unmount().is_err() {
+            let _ = rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH);
+        }
+        let _ = fs::remove_dir(hierarchy().join(&cgroup));
         if let Err(panic) = outcome {
             resume_unwind(panic);
         }

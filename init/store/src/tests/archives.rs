@@ -61,17 +61,16 @@ fn both_forms_of_archives_give_the_same_image() {
     for archive in [old_archive(&layer, &config), oci_archive(&layer, &config)] {
         let pool = TestPool::new(POOL);
         let store = pool.store();
-        let mut layers = Vec::new();
+        let (mut layers, mut unpacked) = (Vec::new(), Vec::new());
         let loaded = store
-            .load(archive.as_slice(), &mut |event| {
-                if let LoadEvent::Layer {
+            .load(archive.as_slice(), &mut |event| match event {
+                LoadEvent::Layer {
                     index,
                     total,
                     present,
-                } = event
-                {
-                    layers.push((index, total, present));
-                }
+                } => layers.push((index, total, present)),
+                LoadEvent::Unpacking { diff_id, done, total } => unpacked.push((diff_id, done == total)),
+                LoadEvent::Read { .. } => {}
             })
             .unwrap();
         assert_eq!(
@@ -79,6 +78,7 @@ fn both_forms_of_archives_give_the_same_image() {
             (1, "team/app:v1".to_owned())
         );
         assert_eq!(layers, [(0, 1, false)]);
+        assert_eq!(unpacked, [(Digest::of(&layer), true)]);
         let image = store.resolve("team/app:v1").unwrap();
         assert_eq!(
             (image.id.0, image.raw_config, image.size),

@@ -1,5 +1,6 @@
 //! Pulls from a real registry on loopback into a store on a loop device.
 
+mod names;
 pub(crate) mod pool;
 pub(crate) mod server;
 
@@ -164,6 +165,49 @@ async fn a_token_is_fetched_where_the_registry_asks_for_one() {
             .iter()
             .all(|head| head.contains("/token?") || !head.contains("Basic"))
     );
+}
+
+#[tokio::test]
+async fn blobs_that_lie_elsewhere_are_fetched_there_without_the_token() {
+    let (pool, server) = (TestStore::new(), Server::start());
+    server.push(&Layout::new(&[b"one"]), "box:1");
+    let there = Gate::start(&server, Manner::Cuts(0));
+    let gate = Gate::start(&server, Manner::Elsewhere(there.port));
+    let (outcome, _) = pull_as(&pool.store(), gate.port, "box:1", credentials(PASSWORD)).await;
+    assert!(outcome.unwrap().changed);
+    let with_token = |gate: &Gate| {
+        let heads = gate.heads.lock().unwrap();
+        let blobs = heads.iter().filter(|head| head.contains("/blobs/"));
+        blobs
+            .map(|head| head.contains("authorization:"))
+            .collect::<Vec<_>>()
+    };
+    assert!(with_token(&gate).contains(&true));
+    // Config and layer.
+    assert_eq!(with_token(&there), [false, false]);
+}
+
+#[tokio::test]
+async fn two_pulls_of_one_image_at_once_both_succeed() {
+    let (pool, server) = (TestStore::new(), Server::start());
+    server.push(&Layout::new(&[&noise(200_000), b"two", b"two"]), "box:1");
+    let store = pool.store();
+    let (one, two) = tokio::join!(
+        pull(&store, server.port, "box:1"),
+        pull(&store, server.port, "box:1")
+    );
+    assert_eq!(one.unwrap().digest, two.unwrap().digest);
+    assert_eq!(image(&store, server.port, "box:1").layers.len(), 3);
+}
+
+#[tokio::test]
+async fn a_transfer_that_always_breaks_is_given_up() {
+    let (pool, server) = (TestStore::new(), Server::start());
+    let layout = Layout::new(&[&noise(1 << 20)]);
+    server.push(&layout, "box:1");
+    let gate = Gate::start(&server, Manner::Stuck);
+    let text = refused(&pool.store(), pull(&pool.store(), gate.port, "box:1").await);
+    assert!(text.contains("broke again and again"), "{text}");
 }
 
 #[tokio::test]

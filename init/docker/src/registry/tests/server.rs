@@ -35,7 +35,7 @@ fn run(command: &mut Command) {
 }
 
 /// Debian's registry, fetched once into the cache that all tests share.
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     let cache = tools::cache();
     fs::create_dir_all(&cache).unwrap();
     let lock = File::create(cache.join("unpacked-docker-registry.lock")).unwrap();
@@ -261,6 +261,11 @@ pub(crate) enum Manner {
     Tokens,
     /// Cuts the first so many answers that hold a large blob, in their midst.
     Cuts(usize),
+    /// Begins every large blob at the front, whatever is asked, and never ends one; the cut moves to
+    /// and fro.
+    Stuck,
+    /// As `Tokens`, and sends to another port for blobs.
+    Elsewhere(u16),
 }
 
 /// A server before a registry.
@@ -283,7 +288,7 @@ impl Gate {
         let (heads, own, behind) = (gate.heads.clone(), gate.port, registry.port);
         let cuts = Mutex::new(match manner {
             Manner::Cuts(count) => count,
-            Manner::Tokens => 0,
+            _ => 0,
         });
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
@@ -312,7 +317,7 @@ fn pass(
         let length = body.len();
         format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
     };
-    if manner == Manner::Tokens {
+    if matches!(manner, Manner::Tokens | Manner::Elsewhere(_)) {
         if head.starts_with("GET /token?") {
             let known = head.contains(BASIC);
             let body = if known {
@@ -330,7 +335,17 @@ fn pass(
             return client.write_all(answer(&challenge, body).as_bytes());
         }
     }
+    if let Manner::Elsewhere(port) = manner
+        && head.contains("/blobs/")
+    {
+        let path = head.split(' ').nth(1).unwrap_or_default();
+        let there = format!("307 Temporary Redirect\r\nlocation: http://127.0.0.1:{port}{path}");
+        return client.write_all(answer(&there, "").as_bytes());
+    }
     let mut registry = TcpStream::connect((Ipv4Addr::LOCALHOST, behind))?;
+    if manner == Manner::Stuck {
+        head = head.replace("\r\nrange:", "\r\nx-range:");
+    }
     registry.write_all(
         head.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n")
             .as_bytes(),
@@ -341,6 +356,10 @@ fn pass(
     if *left > 0 && content.len() > CUT_AT {
         *left -= 1;
         content.truncate(CUT_AT);
+    }
+    if manner == Manner::Stuck && content.len() > CUT_AT {
+        *left += 1;
+        content.truncate(CUT_AT - (*left % 2) * (100 << 10));
     }
     client.write_all(&content)?;
     client.shutdown(Shutdown::Both)
