@@ -68,6 +68,9 @@ impl MountAttributes {
     pub const NO_SUID: Self = Self(libc::MOUNT_ATTR_NOSUID);
     pub const NO_DEV: Self = Self(libc::MOUNT_ATTR_NODEV);
     pub const NO_EXEC: Self = Self(libc::MOUNT_ATTR_NOEXEC);
+    pub const NO_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_NOATIME);
+    pub const STRICT_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_STRICTATIME);
+    pub const NO_FOLDER_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_NODIRATIME);
 
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)

@@ -18,29 +18,6 @@ use crate::spec::{Mount, ProcessSpec, ZoneSpec};
 /// Where the new root is attached in the zone's mount namespace until it is pivoted to.
 pub const STAGING: &str = "/run/zone-root";
 
-/// Docker's lists: what tells of or reaches into the host.
-const MASKED: &[&str] = &[
-    "/proc/asound",
-    "/proc/acpi",
-    "/proc/interrupts",
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/latency_stats",
-    "/proc/timer_list",
-    "/proc/timer_stats",
-    "/proc/sched_debug",
-    "/proc/scsi",
-    "/sys/firmware",
-    "/sys/devices/virtual/powercap",
-];
-const READ_ONLY: &[&str] = &[
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
-
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 const DEVICE_LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
@@ -152,8 +129,8 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
     for mount in spec.mounts {
         own_mount(&mut b, mount)?;
     }
-    for path in MASKED {
-        b.add(Step::Mask { path: text(*path)? });
+    for path in &spec.masked_paths {
+        b.add(Step::Mask { path: text(&**path)? });
     }
     b.add(Step::PivotRoot);
     b.add(Step::HostName(text(&*spec.hostname)?));
@@ -168,8 +145,8 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
         });
     }
     // Only now: the parameters above are written through /proc/sys.
-    for path in READ_ONLY {
-        b.add(Step::ReadOnly { path: text(*path)? });
+    for path in &spec.read_only_paths {
+        b.add(Step::ReadOnly { path: text(&**path)? });
     }
     if let Some(gate) = ends.gate {
         let gate = b.fd(gate);
@@ -270,16 +247,12 @@ fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {
         Mount::Tmpfs {
             at,
             options,
-            read_only,
+            attributes,
         } => {
             let options: Vec<(&str, &str)> = options
                 .iter()
                 .map(|(key, value)| (key.as_str(), value.as_str()))
                 .collect();
-            let mut attributes = NO_SUID_DEV_EXEC;
-            if read_only {
-                attributes = attributes.with(MountAttributes::READ_ONLY);
-            }
             b.mount("tmpfs", &options, attributes, &at)
         }
         Mount::Tree { tree, at, file } => {

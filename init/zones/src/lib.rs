@@ -11,6 +11,7 @@
 pub mod capabilities;
 mod cgroup;
 mod compile;
+pub mod devices;
 mod error;
 pub mod keeper;
 pub mod log;
@@ -22,11 +23,13 @@ mod stdio;
 pub use capabilities::{Capability, CapabilitySet};
 pub use cgroup::Cgroups;
 pub use compile::STAGING;
+pub use devices::{Device, DeviceAccess, DeviceKind};
 pub use error::{Error, StartError};
 pub use runtime::{ExitStatus, Pending, Process, Survivor, Zones};
 pub use seccomp::Seccomp;
 pub use spec::{
-    IDS_PER_ZONE, IdMap, Limits, Mount, ProcessSpec, ResourceLimit, TerminalSize, User, ZoneSpec,
+    IDS_PER_ZONE, IdMap, Limits, MASKED_PATHS, Mount, MountAttributes, ProcessSpec, READ_ONLY_PATHS,
+    ResourceLimit, TerminalSize, User, ZoneSpec,
 };
 pub use stdio::{Stdio, resize};
 pub use sys::spawn::user_namespace;

@@ -2,13 +2,40 @@
 
 use std::os::fd::OwnedFd;
 
+pub use sys::program::MountAttributes;
 pub use sys::spawn::{IdMap, ResourceLimit};
 
 use crate::capabilities::CapabilitySet;
+use crate::devices::Device;
 use crate::seccomp::Seccomp;
 
 /// Ids of one zone: its root is `host`, and it has this many.
 pub const IDS_PER_ZONE: u32 = 65_536;
+
+/// Docker's lists of what is hidden from a zone and what it may only read, unless told otherwise: what
+/// tells of or reaches into the machine.
+pub const MASKED_PATHS: &[&str] = &[
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+/// See [`MASKED_PATHS`].
+pub const READ_ONLY_PATHS: &[&str] = &[
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys",
+    "/proc/sysrq-trigger",
+];
 
 /// A zone: its first process and what surrounds it.
 #[derive(Debug)]
@@ -23,6 +50,12 @@ pub struct ZoneSpec {
     pub read_only_root: bool,
     /// Beside those that every zone has (`/proc`, `/sys`, `/dev`, …), in order.
     pub mounts: Vec<Mount>,
+    /// Hidden behind an empty folder or file where they are there, such as [`MASKED_PATHS`].
+    pub masked_paths: Vec<String>,
+    /// Made read-only where they are there, such as [`READ_ONLY_PATHS`].
+    pub read_only_paths: Vec<String>,
+    /// Devices beside those that every zone has (`/dev/null`, …); their nodes are among the mounts.
+    pub devices: Vec<Device>,
     /// Small files of the zone's own, put over those of the image: path and content.
     pub files: Vec<(String, Vec<u8>)>,
     /// Bytes of `/dev/shm`.
@@ -95,8 +128,9 @@ pub struct Limits {
 pub enum Mount {
     Tmpfs {
         at: String,
+        /// Of the file system (`tmpfs(5)`); one without a value is a flag.
         options: Vec<(String, String)>,
-        read_only: bool,
+        attributes: MountAttributes,
     },
     /// A detached mount (`open_tree(2)`), already idmapped to the zone's ids.
     Tree { tree: OwnedFd, at: String, file: bool },

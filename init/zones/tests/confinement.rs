@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use common::{bench, spec};
-use zones::{Capability, CapabilitySet, Mount, ResourceLimit, Seccomp, User};
+use zones::{Capability, CapabilitySet, Mount, MountAttributes, ResourceLimit, Seccomp, User};
 
 #[tokio::test]
 async fn a_user_of_the_zone_has_no_capabilities_and_its_root_has_the_default_ones() {
@@ -80,7 +80,7 @@ async fn a_link_in_the_image_cannot_lead_a_mount_out_of_the_root() {
     mounted.mounts = vec![Mount::Tmpfs {
         at: "/data".to_owned(),
         options,
-        read_only: false,
+        attributes: MountAttributes::default(),
     }];
     let (text, exit) = bench.run(mounted).await;
     assert_eq!((text.as_str(), exit.code), ("cat\nx\n", 0));

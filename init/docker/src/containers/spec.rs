@@ -8,7 +8,8 @@ use std::net::Ipv4Addr;
 use handover::Protocol;
 use network::Port;
 use zones::{
-    Capability, CapabilitySet, Limits, Mount, ProcessSpec, ResourceLimit, Seccomp, TerminalSize, ZoneSpec,
+    Capability, CapabilitySet, Limits, MASKED_PATHS, Mount, MountAttributes, ProcessSpec, READ_ONLY_PATHS,
+    ResourceLimit, Seccomp, TerminalSize, ZoneSpec,
 };
 
 use super::config::{HostConfig, Wanted};
@@ -82,10 +83,19 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         limits: limits(host),
         read_only_root: host.readonly_rootfs,
         mounts: tmpfs(host)?,
+        masked_paths: paths(host.masked_paths.as_deref(), MASKED_PATHS),
+        read_only_paths: paths(host.readonly_paths.as_deref(), READ_ONLY_PATHS),
+        devices: Vec::new(),
         files,
         shm_size: positive(host.shm_size).unwrap_or(DEFAULT_SHM),
         sysctls: host.sysctls.clone().into_iter().collect(),
     })
+}
+
+/// The paths that a client gives go in place of the usual ones, also where it gives none.
+fn paths(asked_for: Option<&[String]>, usual: &[&str]) -> Vec<String> {
+    let usual = || usual.iter().map(|path| (*path).to_owned()).collect();
+    asked_for.map_or_else(usual, <[String]>::to_vec)
 }
 
 /// A process that is added to the container.
@@ -293,6 +303,9 @@ fn tmpfs(host: &HostConfig) -> Result<Vec<Mount>> {
 
 fn one_tmpfs(at: &str, text: &str) -> Result<Mount> {
     let mut options = Vec::new();
+    let none = MountAttributes::NO_SUID
+        .with(MountAttributes::NO_DEV)
+        .with(MountAttributes::NO_EXEC);
     let mut read_only = false;
     for option in text.split(',').filter(|option| !option.is_empty()) {
         match (option.split_once('='), option) {
@@ -313,7 +326,11 @@ fn one_tmpfs(at: &str, text: &str) -> Result<Mount> {
     Ok(Mount::Tmpfs {
         at: at.to_owned(),
         options,
-        read_only,
+        attributes: if read_only {
+            none.with(MountAttributes::READ_ONLY)
+        } else {
+            none
+        },
     })
 }
 

@@ -140,10 +140,17 @@ pub(crate) fn spec(args: &[&str]) -> ZoneSpec {
         limits: Limits::default(),
         read_only_root: false,
         mounts: Vec::new(),
+        masked_paths: owned(zones::MASKED_PATHS),
+        read_only_paths: owned(zones::READ_ONLY_PATHS),
+        devices: Vec::new(),
         files: vec![("/etc/hosts".to_owned(), b"127.0.0.1 localhost\n".to_vec())],
         shm_size: 64 << 20,
         sysctls: Vec::new(),
     }
+}
+
+fn owned(paths: &[&str]) -> Vec<String> {
+    paths.iter().map(|path| (*path).to_owned()).collect()
 }
 
 /// Standard output, then standard error; or what a terminal shows.
