@@ -13,11 +13,13 @@ mod cgroup;
 mod compile;
 pub mod devices;
 mod error;
+mod freezer;
 pub mod keeper;
 pub mod log;
 mod runtime;
 mod seccomp;
 pub mod spec;
+pub mod stats;
 mod stdio;
 
 pub use capabilities::{Capability, CapabilitySet};

@@ -77,3 +77,53 @@ async fn limits_are_written_as_the_kernel_means_them() {
     bench.zones.exited(&id).await.unwrap();
     bench.zones.acknowledge_zone(&id).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_frozen_zone_stands_still_and_goes_on_when_thawed() {
+    let bench = bench().await;
+    let counting = spec(&["sh", "-c", "while true; do :; done"]);
+    let (id, cgroups) = (counting.id.clone(), bench.zones.cgroups().clone());
+    let (process, stdio) = bench.start(counting).await.unwrap();
+    cgroups.freeze(&id).await.unwrap();
+    assert!(cgroups.is_frozen(&id));
+    let used = cgroups.stats(&id).unwrap().cpu.usage;
+    // Again is no error, and nothing is used meanwhile.
+    cgroups.freeze(&id).await.unwrap();
+    assert_eq!(cgroups.stats(&id).unwrap().cpu.usage, used);
+    cgroups.thaw(&id).await.unwrap();
+    assert!(!cgroups.is_frozen(&id));
+    while cgroups.stats(&id).unwrap().cpu.usage == used {
+        tokio::task::yield_now().await;
+    }
+    // What is killed while it is frozen ends.
+    cgroups.freeze(&id).await.unwrap();
+    process.signal(libc::SIGKILL).unwrap();
+    assert_eq!(bench.zones.exited(&id).await.unwrap().code, 137);
+    bench.zones.acknowledge_zone(&id).await.unwrap();
+    drop(stdio);
+    assert!(cgroups.freeze(&id).await.is_err(), "it is gone");
+}
+
+#[tokio::test]
+async fn the_processes_of_a_zone_are_listed_with_both_their_numbers() {
+    let bench = bench().await;
+    let shell = spec(&["sh", "-c", "sleep 1001 & echo ready; wait"]);
+    let (id, cgroups) = (shell.id.clone(), bench.zones.cgroups().clone());
+    let (process, stdio) = bench.start(shell).await.unwrap();
+    let found = loop {
+        let mut found = cgroups.processes(&id).unwrap();
+        found.sort_by_key(|process| process.inner_pid);
+        if found.len() == 2 && found[1].arguments == ["sleep", "1001"] {
+            break found;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!((found[0].pid, found[0].inner_pid), (process.pid, 1));
+    assert_eq!((found[1].parent, found[1].inner_pid), (process.pid, 2));
+    assert_eq!(found[0].uid, common::IDS.host);
+    assert_eq!(cgroups.pids(&id).unwrap().len(), 2);
+    process.signal(libc::SIGKILL).unwrap();
+    bench.zones.exited(&id).await.unwrap();
+    bench.zones.acknowledge_zone(&id).await.unwrap();
+    drop(stdio);
+}
