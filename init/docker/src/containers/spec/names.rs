@@ -1,0 +1,81 @@
+//! Files that tell the container names and addresses: `hosts` and `resolv.conf`.
+
+use std::net::Ipv4Addr;
+
+use crate::containers::config::HostConfig;
+use crate::containers::container::Record;
+use crate::http::{ApiError, Result};
+
+pub(super) fn extra_host(entry: &str) -> Result<(&str, &str)> {
+    let parts = entry.split_once(['=', ':']);
+    match parts {
+        Some((name, address)) if !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok() => {
+            Ok((address, name))
+        }
+        _ => Err(ApiError::bad_request(format!(
+            "invalid extra host {entry:?}: expected NAME:ADDRESS"
+        ))),
+    }
+}
+
+pub(super) fn hosts(record: &Record, hostname: &str, address: Option<Ipv4Addr>) -> Result<Vec<u8>> {
+    let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
+    for entry in &record.host.extra_hosts {
+        let (address, name) = extra_host(entry)?;
+        text.push_str(&format!("{address}\t{name}\n"));
+    }
+    if let Some(address) = address {
+        match record.config.domainname.as_str() {
+            "" => text.push_str(&format!("{address}\t{hostname}\n")),
+            domain => text.push_str(&format!("{address}\t{hostname}.{domain} {hostname}\n")),
+        }
+    }
+    Ok(text.into_bytes())
+}
+
+pub(super) fn resolv_conf(host: &HostConfig, of_host: Vec<u8>) -> Vec<u8> {
+    let line = |keyword: &str, words: &[String]| match words {
+        [] => String::new(),
+        words => format!("{keyword} {}\n", words.join(" ")),
+    };
+    if host.dns.is_empty() && host.dns_search.is_empty() && host.dns_options.is_empty() {
+        return of_host;
+    }
+    let of_host = String::from_utf8_lossy(&of_host);
+    let kept = |keyword: &str, replaced: bool| -> String {
+        let lines = of_host
+            .lines()
+            .filter(|line| !replaced && line.starts_with(keyword));
+        lines.map(|line| format!("{line}\n")).collect()
+    };
+    let servers: String = host
+        .dns
+        .iter()
+        .map(|server| format!("nameserver {server}\n"))
+        .collect();
+    [
+        kept("nameserver", !host.dns.is_empty()),
+        servers,
+        kept("search", !host.dns_search.is_empty()),
+        line("search", &host.dns_search),
+        kept("options", !host.dns_options.is_empty()),
+        line("options", &host.dns_options),
+    ]
+    .concat()
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::testing::wanted;
+    use super::*;
+
+    #[test]
+    fn name_servers_of_the_container_replace_those_of_the_host() {
+        let host = wanted(json!({"Dns": ["9.9.9.9"]})).host;
+        let text = resolv_conf(&host, b"nameserver 1.1.1.1\nsearch home\n".to_vec());
+        assert_eq!(text, b"nameserver 9.9.9.9\nsearch home\n");
+    }
+}
