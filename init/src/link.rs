@@ -39,7 +39,8 @@ pub(crate) fn open_bridge(modules: &Loader) -> anyhow::Result<Network> {
 }
 
 /// Starts the DHCP clients and tells the console of every change. Nothing waits for a lease.
-pub(crate) fn start_uplinks(hostname: &str) -> anyhow::Result<()> {
+pub(crate) fn start_uplinks(modules: &Loader, hostname: &str) -> anyhow::Result<()> {
+    modules.load("af_packet").map_err(anyhow::Error::msg)?;
     let config = UplinkConfig {
         hostname: Some(hostname.to_owned()),
         ..UplinkConfig::default()

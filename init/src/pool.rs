@@ -28,18 +28,13 @@ pub(crate) fn kind() -> String {
     }
 }
 
-/// Loads what the store needs of the kernel.
-pub(crate) fn load_modules(modules: &Loader) -> anyhow::Result<()> {
-    MODULES
-        .iter()
-        .try_for_each(|module| modules.load(module))
-        .map_err(anyhow::Error::msg)
-}
-
 /// Opens the pool that the policy allows and the store in it. A pool that an earlier supervisor
 /// mounted is taken as it is.
 pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store> {
-    load_modules(modules)?;
+    MODULES
+        .iter()
+        .try_for_each(|module| modules.load(module))
+        .map_err(anyhow::Error::msg)?;
     let opened = Pool::choose(as_policy(policy), Path::new(POOL)).context("Cannot open a pool")?;
     for note in &opened.notes {
         say!("pool: {note}");

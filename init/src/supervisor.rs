@@ -70,10 +70,6 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     if !survivors.is_empty() {
         say!("supervisor: {} processes of zones were kept", survivors.len());
     }
-    let network = bridge(&loader);
-    load_always(&config, &loader);
-    let store = open_pool(&config, &loader, devices);
-
     let (power, mut asked) = mpsc::unbounded_channel();
     let listening = kept.remove(LISTENER);
     let engine = Engine::new(zones.clone(), survivors, kept, engine_config(&config, power));
@@ -86,7 +82,16 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
         )),
     };
     report("api", Instant::now(), served);
-    tokio::spawn(bring_up(engine.clone(), config, network, store, name));
+    if let Err(error) = link::start_uplinks(&loader, &name) {
+        say!("network: {error:#}");
+    }
+    // What a client needs to be answered comes first: the many modules of the bridge and the pool
+    // would only take the processors away from it.
+    let _ = devices.await;
+    let network = bridge(&loader);
+    let store = open_pool(&config, &loader);
+    load_always(&config, &loader);
+    tokio::spawn(bring_up(engine.clone(), config, network, store));
 
     let end = tokio::select! {
         end = asked.recv() => end.unwrap_or(Power::Off),
@@ -148,14 +153,10 @@ async fn bring_up(
     config: Arc<BootConfig>,
     network: JoinHandle<Option<Arc<Network>>>,
     store: JoinHandle<Option<Arc<Store>>>,
-    name: String,
 ) {
     match network.await {
         Ok(Some(network)) => engine.set_network(network),
         _ => engine.no_network("The zones' network could not be set up; the console says why."),
-    }
-    if let Err(error) = link::start_uplinks(&name) {
-        say!("network: {error:#}");
     }
     match store.await {
         Ok(Some(store)) => {
@@ -223,21 +224,11 @@ fn load_always(config: &Arc<BootConfig>, loader: &Arc<Loader>) {
     });
 }
 
-fn open_pool(
-    config: &Arc<BootConfig>,
-    loader: &Arc<Loader>,
-    devices: JoinHandle<()>,
-) -> JoinHandle<Option<Arc<Store>>> {
-    let (config, loader) = (config.clone(), loader.clone());
-    tokio::spawn(async move {
+fn open_pool(config: &Arc<BootConfig>, loader: &Arc<Loader>) -> JoinHandle<Option<Arc<Store>>> {
+    let (policy, loader) = (config.pool, loader.clone());
+    spawn_blocking(move || {
         let started = Instant::now();
-        let modules = loader.clone();
-        // The file system's modules take as long as the disk's; neither waits for the other.
-        let _ = spawn_blocking(move || pool::load_modules(&modules)).await;
-        let _ = devices.await;
-        let opened = spawn_blocking(move || pool::open(config.pool, &loader)).await;
-        let opened = opened.unwrap_or_else(|panic| Err(anyhow::anyhow!("The pool phase panicked: {panic}")));
-        report("pool", started, opened.map(Told)).map(|told| Arc::new(told.0))
+        report("pool", started, pool::open(policy, &loader).map(Told)).map(|told| Arc::new(told.0))
     })
 }
 
