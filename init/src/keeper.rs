@@ -4,6 +4,7 @@
 //! like any other; when it ends another one is started.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -51,8 +52,19 @@ const PHASES: &[Phase] = &[
 const SIGNALS: u64 = 1;
 const RESTART: u64 = 2;
 
-/// A supervisor that lived shorter than this waits as long for its successor.
-const SHORT_LIFE: Duration = Duration::from_secs(1);
+/// The packed supervisor.
+const PACKED: &str = "/init";
+/// A supervisor that ends sooner than this has failed.
+const SHORT_LIFE: Duration = Duration::from_millis(200);
+/// One of another build has, if it ends sooner than this.
+const TRIAL: Duration = Duration::from_secs(10);
+/// So many may fail in a row before one of another build is given up ...
+const TRIES: u32 = 3;
+/// ... and so many before the next has to wait.
+const QUICK: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+/// Within this time one of another build must serve.
+const SERVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Boots and keeps. Does not return.
 pub(crate) fn run() -> ExitCode {
@@ -67,16 +79,29 @@ pub(crate) fn run() -> ExitCode {
             Ok(Err(error)) => say!("process 1: {error:#}; starting over"),
             Err(_) => say!("process 1 panicked; starting over"),
         }
-        std::thread::sleep(SHORT_LIFE);
+        std::thread::sleep(PAUSE);
     }
 }
 
 struct Keeper {
     server: Server,
     signals: OwnedFd,
+    /// For the pause before a start, or for the time within which one of another build must serve.
     timer: OwnedFd,
-    supervisor: Option<i32>,
+    supervisor: Option<Life>,
+    /// How many supervisors in a row have failed.
+    failures: u32,
+    /// Why the packed supervisor runs although another was wanted; empty if none was.
+    fell_back: String,
+}
+
+/// A supervisor that runs.
+struct Life {
+    pid: i32,
     started: Instant,
+    serves: bool,
+    /// Its build, if it is not the packed one.
+    build: Option<String>,
 }
 
 impl Keeper {
@@ -103,7 +128,8 @@ impl Keeper {
             signals,
             timer,
             supervisor: None,
-            started: Instant::now(),
+            failures: 0,
+            fell_back: String::new(),
         };
         keeper.start_supervisor();
         Ok(keeper)
@@ -116,6 +142,7 @@ impl Keeper {
                 // Its end comes as SIGCHLD too; whichever it is, there is one successor.
                 Turn::SupervisorGone => self.stop_supervisor(),
                 Turn::Power { restart } => return Ok(if restart { End::Reboot } else { End::PowerOff }),
+                Turn::Serves => self.serves(),
                 Turn::Caller(SIGNALS) => {
                     while let Some(signal) = signals::next(&self.signals) {
                         if let Some(end) = self.signal(signal) {
@@ -125,7 +152,7 @@ impl Keeper {
                 }
                 Turn::Caller(_) => {
                     let _ = rustix::io::read(&self.timer, &mut [0; 8]);
-                    self.start_supervisor();
+                    self.time_is_up();
                 }
             }
         }
@@ -134,10 +161,7 @@ impl Keeper {
     /// Asks the supervisor for an orderly end; without one the machine ends at once.
     fn signal(&mut self, signal: i32) -> Option<End> {
         let end = match signal {
-            signals::SIGCHLD => {
-                self.reap();
-                return None;
-            }
+            signals::SIGCHLD => return self.reap(),
             signals::SIGINT | signals::SIGTERM => End::Reboot,
             _ => End::PowerOff,
         };
@@ -146,7 +170,7 @@ impl Keeper {
 
     /// Takes the status of every child that has ended: processes of zones, the supervisor, and
     /// orphans, which are nobody's.
-    fn reap(&mut self) {
+    fn reap(&mut self) -> Option<End> {
         while let Ok(Some((pid, status))) = waitpid(None, WaitOptions::NOHANG) {
             let raw = pid.as_raw_nonzero().get();
             let code = status
@@ -155,51 +179,114 @@ impl Keeper {
             if self.server.reaped(raw, code.unwrap_or(255)) {
                 continue;
             }
-            if self.supervisor == Some(raw) {
-                self.supervisor = None;
-                self.server.detach_supervisor();
-                self.schedule_successor();
+            if let Some(life) = self.supervisor.take_if(|life| life.pid == raw) {
+                // Its last words may be that the machine is to end.
+                if let Turn::Power { restart } = self.server.bury_supervisor() {
+                    return Some(if restart { End::Reboot } else { End::PowerOff });
+                }
+                self.succeed(&life);
             }
         }
+        None
     }
 
     /// A supervisor that has closed its socket but still runs is of no use.
     fn stop_supervisor(&mut self) {
-        if let Some(pid) = self.supervisor.and_then(rustix::process::Pid::from_raw) {
+        let pid = self.supervisor.as_ref().map(|life| life.pid);
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
         }
     }
 
-    fn schedule_successor(&mut self) {
-        if self.started.elapsed() >= SHORT_LIFE {
-            say!("the supervisor ended; starting another");
-            self.start_supervisor();
-            return;
-        }
-        say!(
-            "the supervisor ended at once; starting another in {} s",
-            SHORT_LIFE.as_secs()
-        );
-        let once = Itimerspec {
-            it_interval: Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            },
-            it_value: Timespec {
-                tv_sec: SHORT_LIFE.as_secs() as i64,
-                tv_nsec: 0,
-            },
-        };
-        if timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).is_err() {
-            self.start_supervisor();
+    fn serves(&mut self) {
+        if let Some(life) = &mut self.supervisor {
+            life.serves = true;
+            self.set_timer(Duration::ZERO);
         }
     }
 
+    /// Sees to a successor: at once, unless one after the other has failed.
+    fn succeed(&mut self, life: &Life) {
+        let enough = if life.build.is_some() { TRIAL } else { SHORT_LIFE };
+        let failed = !life.serves || life.started.elapsed() < enough;
+        self.failures = if failed { self.failures + 1 } else { 0 };
+        if self.next_build() != life.build {
+            self.failures = 0;
+        }
+        if self.next_build().is_some() && self.failures >= TRIES {
+            self.fall_back(format!("it ended {TRIES} times within {} s", TRIAL.as_secs()));
+        }
+        if self.failures < QUICK {
+            say!("the supervisor ended; starting another");
+            self.start_supervisor();
+        } else {
+            say!(
+                "the supervisor ended at once, {} times in a row; starting another in {} s",
+                self.failures,
+                PAUSE.as_secs()
+            );
+            if !self.set_timer(PAUSE) {
+                self.start_supervisor();
+            }
+        }
+    }
+
+    fn next_build(&self) -> Option<String> {
+        self.server.build.as_ref().map(|build| build.name.clone())
+    }
+
+    /// The packed supervisor is the next again.
+    fn fall_back(&mut self, reason: String) {
+        let name = self.next_build().unwrap_or_default();
+        self.fell_back = format!("The supervisor {name} was given up: {reason}.");
+        say!("{} Going back to the packed one.", self.fell_back);
+        self.server.build = None;
+        self.failures = 0;
+    }
+
+    fn time_is_up(&mut self) {
+        match &self.supervisor {
+            None => self.start_supervisor(),
+            Some(life) if life.serves => {}
+            Some(life) => {
+                if life.build.is_some() && life.build == self.next_build() {
+                    self.fall_back(format!("it did not serve within {} s", SERVE_LIMIT.as_secs()));
+                }
+                self.stop_supervisor();
+            }
+        }
+    }
+
+    /// Zero stops the timer. False if it cannot be set.
+    fn set_timer(&self, after: Duration) -> bool {
+        let zero = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let once = Itimerspec {
+            it_interval: zero,
+            it_value: Timespec {
+                tv_sec: after.as_secs() as i64,
+                tv_nsec: after.subsec_nanos().into(),
+            },
+        };
+        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once).is_ok()
+    }
+
     fn start_supervisor(&mut self) {
-        self.started = Instant::now();
+        if self.server.build.is_some() {
+            match self.try_start_supervisor() {
+                Ok(()) => {
+                    self.fell_back.clear();
+                    self.set_timer(SERVE_LIMIT);
+                    return;
+                }
+                Err(error) => self.fall_back(format!("it cannot be started ({error:#})")),
+            }
+        }
         if let Err(error) = self.try_start_supervisor() {
             say!("cannot start the supervisor: {error:#}");
-            self.schedule_successor();
+            self.set_timer(PAUSE);
         }
     }
 
@@ -208,9 +295,25 @@ impl Keeper {
         // The one descriptor that it inherits; it closes it on its own execs again.
         rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty())?;
         let number = theirs.as_raw_fd().to_string();
-        let child = Command::new("/init").args([SUPERVISOR, &number]).spawn()?;
-        self.supervisor = i32::try_from(child.id()).ok();
+        let program = match &self.server.build {
+            Some(build) => format!("/proc/self/fd/{}", build.program.as_raw_fd()),
+            None => PACKED.to_owned(),
+        };
+        let build = self.next_build();
+        let name = build.as_deref().unwrap_or_default();
+        let started = Instant::now();
         self.server.attach_supervisor(ours)?;
+        let child = Command::new(program)
+            .arg0(PACKED)
+            .args([SUPERVISOR, &number, name, &self.fell_back])
+            .spawn()
+            .inspect_err(|_| self.server.detach_supervisor())?;
+        self.supervisor = Some(Life {
+            pid: i32::try_from(child.id())?,
+            started,
+            serves: false,
+            build,
+        });
         Ok(())
     }
 }

@@ -18,14 +18,20 @@ mod supervisor;
 
 use std::process::ExitCode;
 
-/// First argument that makes the binary the supervisor.
+/// First argument that makes the binary the supervisor. Further ones: the number of the socket to
+/// process 1, the build that was asked for (empty: the packed one), why another was given up.
 const SUPERVISOR: &str = "supervisor";
+/// What a build is called where the version does not tell it apart: set when it is built.
+const BUILD: Option<&str> = option_env!("MONOBLOC_BUILD");
 
 fn main() -> ExitCode {
     if rustix::process::getpid().is_init() {
         keeper::run()
     } else if std::env::args().nth(1).as_deref() == Some(SUPERVISOR) {
         supervisor::run()
+    } else if std::env::args().nth(1).as_deref() == Some(docker::upgrade::PROTOCOL) {
+        println!("{}", docker::upgrade::introduction(&version()));
+        ExitCode::SUCCESS
     } else {
         eprintln!(
             "This is the init of a Monobloc appliance, version {}. It runs as process 1 of a booted image; \
@@ -34,4 +40,10 @@ fn main() -> ExitCode {
         );
         ExitCode::from(2)
     }
+}
+
+/// The version, with the build's own name where it has one.
+fn version() -> String {
+    let build = BUILD.map(|build| format!("+{build}")).unwrap_or_default();
+    format!("{}{build}", env!("CARGO_PKG_VERSION"))
 }

@@ -111,7 +111,9 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
 fn engine_config(config: &Arc<BootConfig>, power: mpsc::UnboundedSender<Power>) -> EngineConfig {
     EngineConfig {
         name: config.name.clone(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        version: crate::version(),
+        build: std::env::args().nth(3).filter(|build| !build.is_empty()),
+        fell_back: std::env::args().nth(4).filter(|reason| !reason.is_empty()),
         registry: config.registry.clone(),
         power: Box::new(move |end| {
             if end == Power::Supervisor {
@@ -161,18 +163,39 @@ async fn bring_up(
     match store.await {
         Ok(Some(store)) => {
             engine.set_store(store.clone());
-            preload::images(&store, &config.images).await;
-            if !config.zones.is_empty() {
-                let started = Instant::now();
-                engine.start_boot_zones(&config.zones).await;
-                let names: Vec<&str> = config.zones.iter().map(|zone| zone.name.as_str()).collect();
-                report("zones", started, anyhow::Ok(names.join(", ")));
+            tell_serving(&engine).await;
+            if !engine.is_successor() {
+                start_what_boots(&engine, &store, &config).await;
             }
         }
-        _ => engine.no_store("The pool could not be opened; the console says why."),
+        _ => {
+            engine.no_store("The pool could not be opened; the console says why.");
+            tell_serving(&engine).await;
+        }
     }
     let in_use = console::memory_in_use().unwrap_or_default();
     say!("ready, with {} MB of memory in use", in_use / 1_000_000);
+}
+
+/// Process 1 is told that clients are answered.
+async fn tell_serving(engine: &Engine) {
+    if let Err(error) = engine.serves().await {
+        say!("supervisor: {error:#}");
+    }
+}
+
+/// The images and zones of the recipe, once after each boot.
+async fn start_what_boots(engine: &Arc<Engine>, store: &Arc<Store>, config: &BootConfig) {
+    preload::images(store, &config.images).await;
+    if !config.zones.is_empty() {
+        let started = Instant::now();
+        engine.start_boot_zones(&config.zones).await;
+        let names: Vec<&str> = config.zones.iter().map(|zone| zone.name.as_str()).collect();
+        report("zones", started, anyhow::Ok(names.join(", ")));
+    }
+    if let Err(error) = engine.brought_up().await {
+        say!("supervisor: {error}");
+    }
 }
 
 /// What a phase made, when there is nothing to tell of it.

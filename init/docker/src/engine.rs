@@ -4,7 +4,7 @@
 //! ([`Engine::store`], [`Engine::network`]) until it comes or is known not to.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +20,9 @@ use crate::events::Events;
 use crate::exec::Execs;
 use crate::http::{ApiError, Result};
 
+/// Name under which process 1 keeps the mark that the machine was brought up.
+const BROUGHT_UP: &str = "brought up";
+
 /// How the machine is to end, or what of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Power {
@@ -34,6 +37,10 @@ pub struct EngineConfig {
     /// The node's name.
     pub name: String,
     pub version: String,
+    /// Which build of the supervisor runs, if not the one that was booted.
+    pub build: Option<String>,
+    /// Why the booted one runs although another was wanted.
+    pub fell_back: Option<String>,
     pub registry: handover::RegistryConfig,
     /// Ends the machine; called after the answer was given.
     pub power: Box<dyn Fn(Power) + Send + Sync>,
@@ -83,6 +90,8 @@ pub struct Engine {
     ending: AtomicBool,
     /// What a predecessor left, until the store tells which containers it belongs to.
     inherited: Mutex<Vec<Survivor>>,
+    /// A predecessor has brought the machine up: what does not run is not to be started as at a boot.
+    successor: bool,
     store: Cell<Store>,
     network: Cell<Network>,
 }
@@ -95,8 +104,8 @@ impl Engine {
         kept: HashMap<String, OwnedFd>,
         config: EngineConfig,
     ) -> Arc<Self> {
-        // What is kept lies with its process; what has no process belongs to nothing that is known.
-        drop(kept);
+        // What else is kept lies with its process.
+        let successor = kept.contains_key(BROUGHT_UP);
         Arc::new(Self {
             config,
             events: Events::default(),
@@ -106,9 +115,36 @@ impl Engine {
             started: Instant::now(),
             ending: AtomicBool::new(false),
             inherited: Mutex::new(survivors),
+            successor,
             store: Cell::new(),
             network: Cell::new(),
         })
+    }
+
+    /// Whether a predecessor has brought the machine up since it booted.
+    pub fn is_successor(&self) -> bool {
+        self.successor
+    }
+
+    /// Tells process 1 that clients are answered, as soon as the containers are known.
+    ///
+    /// # Errors
+    /// Process 1 is gone.
+    pub async fn serves(&self) -> Result<(), zones::Error> {
+        if self.store_now().is_some() {
+            self.containers.loaded().await;
+        }
+        self.zones.keeper().serves().await
+    }
+
+    /// Everything runs that a boot starts: those who come after this supervisor start nothing of it.
+    ///
+    /// # Errors
+    /// Process 1 is gone.
+    pub async fn brought_up(&self) -> Result<()> {
+        let mark = std::fs::File::open("/dev/null")
+            .map_err(|error| ApiError::internal(format!("Cannot open /dev/null: {error}.")))?;
+        Ok(self.zones.keeper().keep(BROUGHT_UP, mark.as_fd()).await?)
     }
 
     /// The store is open: its containers are read, and those that run are taken over. Must be called

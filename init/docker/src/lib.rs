@@ -20,6 +20,7 @@ mod serve;
 mod streams;
 mod system;
 pub mod tls;
+pub mod upgrade;
 mod users;
 
 pub use engine::{Engine, EngineConfig, Power};

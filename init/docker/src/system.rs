@@ -146,6 +146,7 @@ pub(crate) async fn status(engine: &Arc<Engine>) -> Result<Response> {
         "pool_total": usage.map(|usage| usage.total), "pool_free": usage.map(|usage| usage.free),
         "network_open": engine.network_now().is_some(),
         "zones_running": running, "zones_stopped": stopped,
+        "supervisor": {"build": engine.config.build, "fell_back": engine.config.fell_back},
     }))
 }
 

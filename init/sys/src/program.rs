@@ -19,6 +19,31 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use interpreter::Prepared;
 
+/// Tells the form in which a [`Program`] travels: it is made of this file.
+pub const FORM: u64 = fingerprint(include_str!("program.rs"), FNV_OFFSET);
+
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
+
+/// FNV-1a (64 bits) of a source text without its comments and white space, going on from `seed`.
+pub const fn fingerprint(source: &str, seed: u64) -> u64 {
+    let bytes = source.as_bytes();
+    let (mut hash, mut at) = (seed, 0);
+    while at < bytes.len() {
+        if bytes[at] == b'/' && at + 1 < bytes.len() && bytes[at + 1] == b'/' {
+            while at < bytes.len() && bytes[at] != b'\n' {
+                at += 1;
+            }
+        } else {
+            if !bytes[at].is_ascii_whitespace() {
+                hash = (hash ^ bytes[at] as u64).wrapping_mul(FNV_PRIME);
+            }
+            at += 1;
+        }
+    }
+    hash
+}
+
 /// A descriptor of the program, by its place in the list that comes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fd(pub u16);
@@ -80,7 +105,7 @@ impl MountAttributes {
 /// One step. A path is in the new root, except where it says *host*.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Step {
-    /// Waits for one byte; ends the process quietly when the other side closes instead.
+    /// Waits for one byte; fails with `ECANCELED` when the other side closes instead.
     Await(Fd),
     /// `setns(2)` with a pidfd; `CLONE_NEW*` flags.
     JoinNamespaces {

@@ -57,6 +57,15 @@ pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Resu
 
 /// Receives one packet; none when the other side has closed. `WouldBlock` when there is none yet.
 pub fn receive(socket: impl AsFd) -> io::Result<Option<Packet>> {
+    receive_with(socket, RecvFlags::empty())
+}
+
+/// As [`receive`], and leaves the packet to be received again; the descriptors are copies.
+pub fn peek(socket: impl AsFd) -> io::Result<Option<Packet>> {
+    receive_with(socket, RecvFlags::PEEK)
+}
+
+fn receive_with(socket: impl AsFd, flags: RecvFlags) -> io::Result<Option<Packet>> {
     let mut bytes = vec![0; MAX_BYTES];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -64,7 +73,7 @@ pub fn receive(socket: impl AsFd) -> io::Result<Option<Packet>> {
         socket,
         &mut [IoSliceMut::new(&mut bytes)],
         &mut control,
-        RecvFlags::CMSG_CLOEXEC,
+        flags | RecvFlags::CMSG_CLOEXEC,
     )?;
     let mut fds = Vec::new();
     for message in control.drain() {

@@ -18,7 +18,9 @@ use crate::compile::{self, Compiled};
 use crate::error::{Error, StartError};
 use crate::keeper::{Client, RawExit, Restored};
 use crate::spec::{IdMap, ProcessSpec, ZoneSpec};
-use crate::stdio::{self, Channels, ParentStdio, STDERR, STDIN, STDOUT, Stdio, TERMINAL};
+use crate::stdio::{
+    self, Channels, ParentStdio, REPORT, STDERR, STDIN, STDOUT, Stdio, TERMINAL, TERMINAL_SOCKET,
+};
 
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,15 @@ pub struct Survivor {
     pub stdio: Option<Stdio>,
     /// The exit status, if it has ended by now.
     pub exit: Option<ExitStatus>,
+    /// Of one whose start the predecessor did not see to its end.
+    begun: Option<Begun>,
+}
+
+/// What a start that was cut short is completed with.
+#[derive(Debug)]
+struct Begun {
+    report: OwnedFd,
+    terminal: Option<OwnedFd>,
 }
 
 /// A running process: a zone's first one, or one that was added.
@@ -92,13 +103,14 @@ impl Zones {
         let zones = Self { keeper, cgroups };
         let survivors = processes
             .into_iter()
-            .map(|restored| Survivor {
+            .map(|mut restored| Survivor {
                 exit: restored.exit.map(|raw| zones.exit_status(&restored.key, raw)),
                 process: Process {
                     key: restored.key.clone(),
                     pid: restored.pid,
                     pidfd: restored.pidfd,
                 },
+                begun: take_begun(&mut restored.kept),
                 stdio: restored_stdio(restored.kept),
                 key: restored.key,
             })
@@ -135,7 +147,7 @@ impl Zones {
             joins: None,
             ids: Some(ids),
         };
-        match self.clone_process(&birth, &compiled, &stdio).await {
+        match self.clone_process(&birth, &compiled, &stdio, &report).await {
             Ok(process) => Ok(Pending {
                 zones: self.clone(),
                 process: Some(process),
@@ -178,7 +190,7 @@ impl Zones {
             joins: Some(zone),
             ids: None,
         };
-        let born = self.clone_process(&birth, &compiled, &stdio).await?;
+        let born = self.clone_process(&birth, &compiled, &stdio, &report).await?;
         // Our copies of its descriptors, among them the report's, whose closing tells of the exec.
         drop(compiled.fds);
         let pending = Pending {
@@ -198,19 +210,21 @@ impl Zones {
         birth: &Birth<'_>,
         compiled: &Compiled,
         stdio: &ParentStdio,
+        report: &OwnedFd,
     ) -> Result<Process, Error> {
-        let keep: Vec<(&str, BorrowedFd<'_>)> = match stdio {
+        let mut keep: Vec<(&str, BorrowedFd<'_>)> = vec![(REPORT, report.as_fd())];
+        match stdio {
             ParentStdio::Pipes(Stdio::Pipes {
                 stdin,
                 stdout,
                 stderr,
-            }) => stdin
-                .iter()
-                .map(|fd| (STDIN, fd.as_fd()))
-                .chain([(STDOUT, stdout.as_fd()), (STDERR, stderr.as_fd())])
-                .collect(),
-            _ => Vec::new(),
-        };
+            }) => {
+                keep.extend(stdin.iter().map(|fd| (STDIN, fd.as_fd())));
+                keep.extend([(STDOUT, stdout.as_fd()), (STDERR, stderr.as_fd())]);
+            }
+            ParentStdio::Terminal(socket) => keep.push((TERMINAL_SOCKET, socket.as_fd())),
+            ParentStdio::Pipes(Stdio::Terminal(_)) => {}
+        }
         let (pid, pidfd) = self
             .keeper
             .spawn(crate::keeper::NewProcess {
@@ -284,6 +298,72 @@ fn restored_stdio(mut kept: HashMap<String, OwnedFd>) -> Option<Stdio> {
     })
 }
 
+fn take_begun(kept: &mut HashMap<String, OwnedFd>) -> Option<Begun> {
+    Some(Begun {
+        report: kept.remove(REPORT)?,
+        terminal: kept.remove(TERMINAL_SOCKET),
+    })
+}
+
+/// Reads the report: none when the exec has closed it.
+async fn reported(report: OwnedFd) -> io::Result<Option<Failure>> {
+    let report = readiness::watch(report, Interest::READABLE)?;
+    let mut bytes = [0; Failure::LEN];
+    let read = report
+        .async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut bytes)?))
+        .await?;
+    Ok((read == bytes.len()).then(|| Failure::from_bytes(bytes)))
+}
+
+impl Zones {
+    /// Sees a survivor's start to its end, if the predecessor did not: true if its program runs or
+    /// ran. False for one that will not come so far, because the predecessor died before it opened the
+    /// gate or because a step failed; it has ended or is about to.
+    pub async fn complete_start(&self, survivor: &mut Survivor) -> Result<bool, Error> {
+        let Some(Begun { report, terminal }) = survivor.begun.take() else {
+            return Ok(true);
+        };
+        let failed = reported(report)
+            .await
+            .map_err(Error::io("read the report of a process"))?;
+        if failed.is_some() {
+            return Ok(false);
+        }
+        let has_terminal = terminal.is_some();
+        if let (Some(socket), None) = (terminal, &survivor.stdio) {
+            survivor.stdio = Some(self.terminal(&survivor.key, socket).await?);
+        }
+        self.forget_start(&survivor.key, has_terminal).await?;
+        Ok(true)
+    }
+
+    /// Has process 1 close what it keeps only until the program runs.
+    async fn forget_start(&self, key: &str, terminal: bool) -> Result<(), Error> {
+        if terminal {
+            self.keeper.release_with(key, TERMINAL_SOCKET).await?;
+        }
+        self.keeper.release_with(key, REPORT).await
+    }
+
+    async fn terminal(&self, key: &str, socket: OwnedFd) -> Result<Stdio, Error> {
+        let failed = || Error::io("receive the terminal of a process");
+        let socket = readiness::watch(socket, Interest::READABLE).map_err(failed())?;
+        // Left in the socket, which process 1 has too: whoever dies before the next step loses nothing.
+        let packet = socket
+            .async_io(Interest::READABLE, |socket| socket::peek(socket))
+            .await
+            .map_err(failed())?;
+        let master = packet
+            .and_then(|packet| packet.fds.into_iter().next())
+            .ok_or(Error::NotRunning)?;
+        rustix::io::ioctl_fionbio(&master, true)
+            .map_err(io::Error::from)
+            .map_err(failed())?;
+        self.keeper.keep_with(key, TERMINAL, master.as_fd()).await?;
+        Ok(Stdio::Terminal(master))
+    }
+}
+
 impl Pending {
     /// As the host's PID namespace numbers it.
     pub fn pid(&self) -> i32 {
@@ -313,19 +393,32 @@ impl Pending {
             // A process that has ended at an earlier step has closed its end; its report says why.
             let _ = rustix::io::write(&gate, &[1]);
         }
+        let (zones, key) = (self.zones.clone(), self.key());
         let stdio = match self.stdio.take() {
             Some(ParentStdio::Pipes(stdio)) => Ok(stdio),
-            Some(ParentStdio::Terminal(socket)) => self.terminal(socket).await,
+            Some(ParentStdio::Terminal(socket)) => zones.terminal(&key, socket).await,
             None => Err(Error::NotRunning),
         };
         let reported = self.reported().await;
         match (reported, stdio) {
             (Ok(None), Ok(stdio)) => match self.process.take() {
-                Some(process) => Ok((process, stdio)),
+                Some(process) => {
+                    zones
+                        .forget_start(&key, matches!(stdio, Stdio::Terminal(_)))
+                        .await?;
+                    Ok((process, stdio))
+                }
                 None => Err(Error::NotRunning.into()),
             },
             (reported, _) => Err(self.give_up(reported).await),
         }
+    }
+
+    fn key(&self) -> String {
+        self.process
+            .as_ref()
+            .map(|process| process.key.clone())
+            .unwrap_or_default()
     }
 
     async fn give_up(&mut self, reported: io::Result<Option<Failure>>) -> StartError {
@@ -345,36 +438,8 @@ impl Pending {
         }
     }
 
-    async fn terminal(&self, socket: OwnedFd) -> Result<Stdio, Error> {
-        let failed = || Error::io("receive the terminal of a process");
-        let socket = readiness::watch(socket, Interest::READABLE).map_err(failed())?;
-        let packet = socket
-            .async_io(Interest::READABLE, |socket| socket::receive(socket))
-            .await
-            .map_err(failed())?;
-        let master = packet
-            .and_then(|packet| packet.fds.into_iter().next())
-            .ok_or(Error::NotRunning)?;
-        rustix::io::ioctl_fionbio(&master, true)
-            .map_err(io::Error::from)
-            .map_err(failed())?;
-        if let Some(process) = &self.process {
-            self.zones
-                .keeper
-                .keep_with(&process.key, TERMINAL, master.as_fd())
-                .await?;
-        }
-        Ok(Stdio::Terminal(master))
-    }
-
-    /// Reads the report: none when the exec has closed it.
     async fn reported(&self) -> io::Result<Option<Failure>> {
-        let report = readiness::watch(self.report.try_clone()?, Interest::READABLE)?;
-        let mut bytes = [0; Failure::LEN];
-        let read = report
-            .async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut bytes)?))
-            .await?;
-        Ok((read == bytes.len()).then(|| Failure::from_bytes(bytes)))
+        reported(self.report.try_clone()?).await
     }
 
     fn explain(&self, failure: Failure) -> StartError {

@@ -29,6 +29,10 @@ pub(crate) const STDIN: &str = "stdin";
 pub(crate) const STDOUT: &str = "stdout";
 pub(crate) const STDERR: &str = "stderr";
 pub(crate) const TERMINAL: &str = "terminal";
+/// Kept only until the program runs: the report's reading end, and the socket over which the
+/// terminal's master will come.
+pub(crate) const REPORT: &str = "report";
+pub(crate) const TERMINAL_SOCKET: &str = "terminal socket";
 
 pub(crate) struct Channels {
     pub(crate) child: ChildEnds,

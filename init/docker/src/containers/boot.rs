@@ -1,6 +1,6 @@
 //! What the machine itself does with its containers: take over, start at boot, stop at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use store::Store;
 use zones::{Process, Stdio, Survivor};
 
 use super::container::{Container, Record, states};
-use super::{config, create, ending, run};
+use super::{config, create, ending, revive, run};
 use crate::engine::Engine;
 use crate::http::{Result, blocking};
 use crate::streams::Streams;
@@ -29,15 +29,41 @@ pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors:
         }
         Err(error) => eprintln!("containers: cannot read them: {error}"),
     }
+    // Before anybody can make or start one: what is found here is nobody's work under way.
+    let (swept, known) = (store.clone(), engine.containers.all());
+    let successor = engine.is_successor();
+    let swept = blocking(move || sweep(&swept, &known, successor)).await;
+    let half_removed = swept.unwrap_or_else(|error| {
+        eprintln!("containers: cannot sweep up after the last supervisor: {error}");
+        Vec::new()
+    });
     for survivor in survivors {
-        adopt(&engine, &store, survivor);
+        adopt(&engine, &store, survivor).await;
     }
+    let all = engine.containers.all();
+    let idle = all.into_iter().filter(|container| container.process().is_none());
+    let judged: Vec<_> = idle
+        .map(|container| {
+            let half_removed = half_removed.contains(&container.id);
+            (revive::judge(&container, successor, half_removed), container)
+        })
+        .collect();
     engine.containers.set_loaded();
-    for container in engine.containers.all() {
-        if container.process().is_none() {
-            run::revive(&engine, &container, &store).await;
-        }
+    for (verdict, container) in judged {
+        revive::carry_out(verdict, &engine, &container, &store).await;
     }
+}
+
+/// Removes the roots of containers that are not known; gives the ids of containers whose removal was
+/// cut short. A root that is missing tells of that only where no power cut can have taken it.
+fn sweep(store: &Store, known: &[Arc<Container>], successor: bool) -> Result<Vec<String>, store::Error> {
+    let recorded: HashSet<String> = states(store)?.list()?.into_iter().collect();
+    let roots: HashSet<String> = store.roots().into_iter().map(|(id, _)| id).collect();
+    for id in roots.difference(&recorded) {
+        store.remove_root(id)?;
+    }
+    let rootless = known.iter().map(|container| container.id.clone());
+    Ok(rootless.filter(|id| successor && !roots.contains(id)).collect())
 }
 
 /// One that cannot be understood is told of and left where it is.
@@ -53,21 +79,41 @@ fn read_all(store: &Store) -> Result<Vec<Record>, store::Error> {
     Ok(records)
 }
 
-fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, survivor: Survivor) {
-    let Survivor { process, stdio, .. } = survivor;
+async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor) {
+    let runs = engine
+        .zones
+        .complete_start(&mut survivor)
+        .await
+        .unwrap_or_else(|error| {
+            eprintln!(
+                "process {}: cannot tell whether it came to run: {error}",
+                survivor.key
+            );
+            false
+        });
+    let Survivor {
+        process, stdio, exit, ..
+    } = survivor;
+    let added = process.key.contains('.');
     let container = engine
         .containers
         .find(&process.key)
         .ok()
         .filter(|found| found.id == process.key);
     match (container, stdio) {
+        // What it was recorded as is judged with those that no process is left of.
+        (Some(container), _) if !runs || exit.is_some_and(|exit| run::is_settled(&container, exit)) => {
+            let _ = process.signal(ending::SIGKILL);
+            engine.zones.exited(&process.key).await;
+            run::clean_up(engine, &container).await;
+        }
         (Some(container), Some(stdio)) => {
             if let Err(error) = run::adopt(engine, &container, store, process, stdio) {
                 eprintln!("container {}: cannot take it over: {error}", container.id);
             }
         }
         // A process that was added to a zone: its client has gone with the predecessor.
-        (None, stdio) if process.key.contains('.') => {
+        (None, stdio) if added => {
             tokio::spawn(drain(engine.clone(), process, stdio));
         }
         // A zone that nothing is known of, or nothing can be heard of, is of no use to anybody.

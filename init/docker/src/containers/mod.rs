@@ -17,6 +17,7 @@ mod list;
 pub(crate) mod logs;
 mod names;
 mod registry;
+mod revive;
 mod run;
 mod show;
 pub(crate) mod spec;

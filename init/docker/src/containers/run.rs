@@ -73,9 +73,9 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
     }
 }
 
-struct Failure {
-    api: ApiError,
-    code: i32,
+pub(super) struct Failure {
+    pub(super) api: ApiError,
+    pub(super) code: i32,
 }
 
 /// A start that failed, with the texts by which docker's command line chooses its exit code.
@@ -249,7 +249,12 @@ async fn connect(pending: &Pending, record: &Record, network: Option<&Arc<Networ
 }
 
 /// Settles a start that failed.
-async fn fail(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>, failure: &Failure) {
+pub(super) async fn fail(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    failure: &Failure,
+) {
     let record = {
         let mut record = container.lock();
         if record.status != Status::Created {
@@ -277,7 +282,7 @@ async fn fail(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Stor
 }
 
 /// What nobody waits for goes to the console.
-fn report(id: &str, action: &str, done: Result<()>) {
+pub(super) fn report(id: &str, action: &str, done: Result<()>) {
     if let Err(error) = done {
         eprintln!("container {id}: cannot {action}: {error}");
     }
@@ -327,12 +332,8 @@ async fn bury(
     };
     let ((), written) = tokio::join!(disconnect(&engine, &container.id), cleanup);
     report(&container.id, "write its state", written);
-    let acknowledged = engine.zones.acknowledge_zone(&container.id).await;
-    report(
-        &container.id,
-        "clean up after it",
-        acknowledged.map_err(Into::into),
-    );
+    // Only now: a successor would not know otherwise how it ended.
+    forget(&engine, &container.id).await;
     if container.record().host.auto_remove {
         let removed = remove_in_turn(&engine, &container, &store).await;
         report(&container.id, "remove it", removed);
@@ -341,17 +342,42 @@ async fn bury(
     }
 }
 
+/// Takes what has ended off the network, and has process 1 forget it.
+pub(super) async fn clean_up(engine: &Arc<Engine>, container: &Arc<Container>) {
+    disconnect(engine, &container.id).await;
+    forget(engine, &container.id).await;
+}
+
+async fn forget(engine: &Arc<Engine>, id: &str) {
+    let acknowledged = engine.zones.acknowledge_zone(id).await;
+    report(id, "clean up after it", acknowledged.map_err(Into::into));
+}
+
+/// Whether a predecessor has noted this end already, and died before process 1 forgot it.
+pub(super) fn is_settled(container: &Container, exit: ExitStatus) -> bool {
+    let record = container.lock();
+    record.status != Status::Running && record.finished == moment(exit)
+}
+
+/// When it ended, as records have it.
+fn moment(exit: ExitStatus) -> String {
+    zones::log::timestamp(ended_at(exit))
+}
+
+fn ended_at(exit: ExitStatus) -> time::OffsetDateTime {
+    let at = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(exit.at) * 1000);
+    at.unwrap_or(time::OffsetDateTime::UNIX_EPOCH)
+}
+
 /// Notes the end and tells those who wait for it. The pause before the next start, if one is due.
 fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) -> Option<Duration> {
-    let finished = time::OffsetDateTime::from_unix_timestamp_nanos(i128::from(exit.at) * 1000);
-    let finished = finished.unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
     let pause = {
         let mut record = container.lock();
         record.status = Status::Exited;
         record.exit_code = exit.code;
         record.oom_killed = exit.oom_killed;
-        record.finished = zones::log::timestamp(finished);
-        let pause = next_start(&record, finished).filter(|_| !engine.ending());
+        record.finished = moment(exit);
+        let pause = next_start(&record).filter(|_| !engine.ending());
         match pause {
             Some(_) => {
                 record.status = Status::Restarting;
@@ -376,7 +402,7 @@ fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) ->
 }
 
 /// Whether the restart policy asks for another start, and after which pause.
-fn next_start(record: &Record, finished: time::OffsetDateTime) -> Option<Duration> {
+pub(super) fn next_start(record: &Record) -> Option<Duration> {
     let policy = &record.host.restart_policy;
     let due = !record.stopped
         && match policy.name.as_str() {
@@ -387,14 +413,16 @@ fn next_start(record: &Record, finished: time::OffsetDateTime) -> Option<Duratio
             }
             _ => false,
         };
-    let started =
-        time::OffsetDateTime::parse(&record.started, &time::format_description::well_known::Rfc3339);
-    let healthy = started.is_ok_and(|started| finished - started >= HEALTHY);
+    let time = |text| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339);
+    let healthy = match (time(&record.started), time(&record.finished)) {
+        (Ok(started), Ok(finished)) => finished - started >= HEALTHY,
+        _ => false,
+    };
     let doublings = if healthy { 0 } else { record.restarts.min(16) };
     due.then(|| (FIRST_PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE))
 }
 
-async fn start_again(engine: Arc<Engine>, container: Arc<Container>, pause: Duration) {
+pub(super) async fn start_again(engine: Arc<Engine>, container: Arc<Container>, pause: Duration) {
     tokio::time::sleep(pause).await;
     let Ok(store) = engine.store().await else { return };
     let _turn = container.turn.lock().await;
@@ -414,6 +442,7 @@ pub(crate) fn adopt(
     process: Process,
     stdio: Stdio,
 ) -> Result<()> {
+    let stdio = without_lost_input(engine, container, stdio);
     {
         let mut record = container.lock();
         record.status = Status::Running;
@@ -428,45 +457,25 @@ pub(crate) fn adopt(
     Ok(())
 }
 
-/// A container that no process is left of: what it was when the machine went down, and whether it is
-/// to run again.
-pub(crate) async fn revive(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
-    /// Docker's code for an end that nobody saw.
-    const UNSEEN: i32 = 255;
-    let (lost, again, record) = {
-        let mut record = container.lock();
-        let lost = matches!(record.status, Status::Running | Status::Restarting);
-        if lost {
-            record.status = Status::Exited;
-            record.exit_code = UNSEEN;
-            record.finished = zones::log::now();
+/// The one client whose input it was to have has gone with the predecessor, so that input is at its end.
+fn without_lost_input(engine: &Arc<Engine>, container: &Arc<Container>, stdio: Stdio) -> Stdio {
+    match stdio {
+        Stdio::Pipes {
+            stdin: Some(_),
+            stdout,
+            stderr,
+        } if container.lock().config.stdin_once => {
+            let (engine, id) = (engine.clone(), container.id.clone());
+            tokio::spawn(async move {
+                let closed = engine.zones.close_input(&id).await;
+                report(&id, "close its input", closed.map_err(Into::into));
+            });
+            Stdio::Pipes {
+                stdin: None,
+                stdout,
+                stderr,
+            }
         }
-        let was = record.status == Status::Exited;
-        let again = was
-            && match record.host.restart_policy.name.as_str() {
-                "always" => true,
-                "unless-stopped" => !record.stopped,
-                "on-failure" => !record.stopped && record.exit_code != 0,
-                _ => false,
-            };
-        (lost, again, record.clone())
-    };
-    if again {
-        let (engine, container) = (engine.clone(), container.clone());
-        tokio::spawn(async move {
-            let started = start(&engine, &container).await;
-            report(&container.id, "start it after a boot", started.map(drop));
-        });
-    } else if lost && record.host.auto_remove {
-        let _turn = container.turn.lock().await;
-        let removed = remove_in_turn(engine, container, store).await;
-        report(&container.id, "remove it", removed);
-    } else if lost {
-        let store = store.clone();
-        report(
-            &container.id,
-            "write its state",
-            blocking(move || save(&store, &record)).await,
-        );
+        other => other,
     }
 }

@@ -164,6 +164,8 @@ async fn machine(keeper: OwnedFd, cgroup: &str, dir: &Path, pool: &Path, program
     let config = EngineConfig {
         name: "node".to_owned(),
         version: "0.0.0".to_owned(),
+        build: None,
+        fell_back: None,
         registry: RegistryConfig::default(),
         power: Box::new(|_| {}),
         pool_kind: Box::new(|| "memory".to_owned()),

@@ -187,8 +187,8 @@ impl Child<'_> {
         // SAFETY: reads one byte into a local.
         match check_long(unsafe { libc::read(fd, (&raw mut byte).cast(), 1) } as c_long)? {
             1 => Ok(()),
-            // Whoever held the gate is gone; nobody waits for a report.
-            _ => exit_now(),
+            // Whoever held the gate is gone.
+            _ => Err(libc::ECANCELED),
         }
     }
 

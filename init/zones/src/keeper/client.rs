@@ -265,6 +265,17 @@ impl Client {
         self.send(&Request::Release { process, name }, &[]).await
     }
 
+    /// Tells process 1 that clients are answered.
+    pub async fn serves(&self) -> Result<(), Error> {
+        self.send(&Request::Serves, &[]).await
+    }
+
+    /// Has process 1 start the next supervisors from another program, of this name.
+    pub async fn replace(&self, build: &str, program: BorrowedFd<'_>) -> Result<(), Error> {
+        let build = build.to_owned();
+        self.send(&Request::Replace { build }, &[program]).await
+    }
+
     /// Has process 1 end the machine; the zones must be stopped by now.
     pub async fn power(&self, restart: bool) -> Result<(), Error> {
         self.send(&Request::Power { restart }, &[]).await

@@ -10,12 +10,17 @@ mod client;
 mod server;
 
 use serde::{Deserialize, Serialize};
-use sys::program::Program;
+use sys::program::{self, Program};
 use sys::spawn::{IdMap, ResourceLimit};
 
 pub(crate) use client::NewProcess;
 pub use client::{Client, Restored, RestoredProcess};
-pub use server::{Server, Turn};
+pub use server::{Build, Server, Turn};
+
+/// Tells what process 1 and a supervisor must agree on: it is made of the sources that say what they
+/// send each other, so that no change of these goes unnoticed. A supervisor of another build than
+/// process 1 may follow only if both have the same.
+pub const PROTOCOL: u64 = program::fingerprint(include_str!("mod.rs"), program::FORM);
 
 /// From the supervisor. Descriptors go along in the order in which they are named.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,6 +39,10 @@ enum Request {
     Restore,
     /// Ends the machine; the zones are stopped by now.
     Power { restart: bool },
+    /// The supervisor answers its clients.
+    Serves,
+    /// The next supervisors are of another build. Descriptor: its program.
+    Replace { build: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -22,6 +22,8 @@ pub enum Turn {
     Power {
         restart: bool,
     },
+    /// The supervisor answers its clients.
+    Serves,
     /// The caller's own descriptor, by the token that it gave.
     Caller(u64),
 }
@@ -32,6 +34,13 @@ struct Process {
     token: u64,
     exit: Option<RawExit>,
     kept: BTreeMap<String, OwnedFd>,
+}
+
+/// A supervisor's program that is to take the place of the machine's own.
+#[derive(Debug)]
+pub struct Build {
+    pub name: String,
+    pub program: OwnedFd,
 }
 
 /// A packet for the supervisor that could not be sent yet.
@@ -49,6 +58,8 @@ pub struct Server {
     kept: BTreeMap<String, OwnedFd>,
     outgoing: VecDeque<Outgoing>,
     next_token: u64,
+    /// What the next supervisor is to be, if not the machine's own.
+    pub build: Option<Build>,
 }
 
 const SUPERVISOR: u64 = 0;
@@ -69,6 +80,7 @@ impl Server {
             kept: BTreeMap::new(),
             outgoing: VecDeque::new(),
             next_token: FIRST_PROCESS,
+            build: None,
         })
     }
 
@@ -92,6 +104,26 @@ impl Server {
         self.add(socket.as_fd(), SUPERVISOR)?;
         self.supervisor = Some(socket);
         Ok(())
+    }
+
+    /// The supervisor is dead: what it had still said is heard, then it is let go. None of the
+    /// processes that it had still wanted are started: nobody would open their gates.
+    pub fn bury_supervisor(&mut self) -> Turn {
+        while let Some(socket) = &self.supervisor {
+            let Ok(Some(packet)) = socket::receive(socket) else {
+                break;
+            };
+            let turn = match postcard::from_bytes(&packet.bytes) {
+                Ok(Request::Spawn(_) | Request::Restore) => Turn::Own,
+                Ok(request) => self.handle(request, packet.fds),
+                Err(_) => break,
+            };
+            if matches!(turn, Turn::Power { .. }) {
+                return turn;
+            }
+        }
+        self.detach_supervisor();
+        Turn::SupervisorGone
     }
 
     /// Lets the supervisor go. What is kept stays.
@@ -205,6 +237,12 @@ impl Server {
             }
             Request::Restore => self.restore(),
             Request::Power { restart } => return Turn::Power { restart },
+            Request::Serves => return Turn::Serves,
+            Request::Replace { build: name } => {
+                if let Some(program) = fds.pop() {
+                    self.build = Some(Build { name, program });
+                }
+            }
         }
         Turn::Own
     }

@@ -1,0 +1,143 @@
+//! What becomes of the containers that no process is left of when a supervisor begins.
+//!
+//! After a boot that is all of them, and the restart policies decide what runs. A supervisor that
+//! follows another on a running machine starts nothing that did not run; it only completes what its
+//! predecessor was about: a start, a pause before a restart, a removal.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use store::Store;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::container::{Container, Record, Status};
+use super::ending::remove_in_turn;
+use super::run::{self, Failure, report};
+use crate::engine::Engine;
+use crate::http::{ApiError, blocking};
+
+/// Docker's code for an end that nobody saw.
+const UNSEEN: i32 = 255;
+/// Docker's code for a start that failed.
+const NOT_STARTED: i32 = 128;
+
+/// What is to be done about a container.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is what its record says.
+    Keep,
+    /// Its record has changed.
+    Save,
+    /// Its restart policy wants it to run.
+    Start,
+    /// It is in the pause before a restart, with so much of it left.
+    StartAfter(Duration),
+    /// The predecessor died while it started it.
+    FailStart,
+    Remove,
+}
+
+/// Corrects what is recorded of it, and says what else is to be done. `half_removed`: its root is gone.
+pub(super) fn judge(container: &Container, successor: bool, half_removed: bool) -> Verdict {
+    let mut record = container.lock();
+    if half_removed {
+        return Verdict::Remove;
+    }
+    match (record.status, successor) {
+        (Status::Restarting, _) => Verdict::StartAfter(rest_of_pause(&record)),
+        (Status::Running, true) => Verdict::FailStart,
+        (Status::Exited, true) if record.host.auto_remove => Verdict::Remove,
+        (_, true) | (Status::Created, false) => Verdict::Keep,
+        (status, false) => {
+            let lost = status == Status::Running;
+            if lost {
+                record.status = Status::Exited;
+                record.exit_code = UNSEEN;
+                record.finished = zones::log::now();
+            }
+            if wanted_after_boot(&record) {
+                Verdict::Start
+            } else if record.host.auto_remove {
+                Verdict::Remove
+            } else if lost {
+                Verdict::Save
+            } else {
+                Verdict::Keep
+            }
+        }
+    }
+}
+
+/// As Docker has it when its daemon starts: `always` also runs what was stopped by hand.
+fn wanted_after_boot(record: &Record) -> bool {
+    record.host.restart_policy.name == "always" || run::next_start(record).is_some()
+}
+
+fn rest_of_pause(record: &Record) -> Duration {
+    let before = Record {
+        restarts: record.restarts.saturating_sub(1),
+        ..record.clone()
+    };
+    let pause = run::next_start(&before).unwrap_or_default();
+    let finished = OffsetDateTime::parse(&record.finished, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let gone = OffsetDateTime::now_utc() - finished;
+    // A clock that was set back does not make the pause longer.
+    pause.saturating_sub(Duration::try_from(gone).unwrap_or_default())
+}
+
+/// Does it. What nobody waits for goes to the console.
+pub(super) async fn carry_out(
+    verdict: Verdict,
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+) {
+    match verdict {
+        Verdict::Keep => {}
+        Verdict::Save => {
+            let (store, owned) = (store.clone(), container.clone());
+            let saved = blocking(move || owned.save(&store)).await;
+            report(&container.id, "write its state", saved);
+        }
+        Verdict::Start => {
+            let (engine, container) = (engine.clone(), container.clone());
+            tokio::spawn(async move {
+                let started = run::start(&engine, &container).await;
+                report(&container.id, "start it after a boot", started.map(drop));
+            });
+        }
+        Verdict::StartAfter(pause) => {
+            tokio::spawn(run::start_again(engine.clone(), container.clone(), pause));
+        }
+        Verdict::FailStart => fail_start(engine, container, store).await,
+        Verdict::Remove => {
+            let _turn = container.turn.lock().await;
+            if container.process().is_none() {
+                let removed = remove_in_turn(engine, container, store).await;
+                report(&container.id, "remove it", removed);
+            }
+        }
+    }
+}
+
+/// Settles a start that the predecessor's death cut short; one that the restart policy wants is made
+/// again.
+async fn fail_start(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
+    {
+        let _turn = container.turn.lock().await;
+        // Somebody has started it meanwhile.
+        if container.process().is_some() {
+            return;
+        }
+        let failure = Failure {
+            api: ApiError::internal("The supervisor ended while it started the container; start it again."),
+            code: NOT_STARTED,
+        };
+        run::fail(engine, container, store, &failure).await;
+    }
+    if run::next_start(&container.record()).is_some() {
+        let started = run::start(engine, container).await;
+        report(&container.id, "start it again", started.map(drop));
+    }
+}
