@@ -1,6 +1,7 @@
 //! The project's only `unsafe`: system calls, ioctls and sockets that `rustix` has no safe words for.
 
 pub mod block;
+pub mod bpf;
 pub mod btrfs;
 pub mod loopdev;
 pub mod netlink;

@@ -4,20 +4,22 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
+use crate::device_rules::{self, DeviceRule};
 use crate::error::Error;
-use crate::spec::Limits;
+use crate::spec::{CpuLimit, DeviceNumber, IoLimit, Limits};
 
 /// The cgroup whose children are the zones.
 #[derive(Debug, Clone)]
 pub struct Cgroups {
     root: PathBuf,
+    /// The program of the default device rules, loaded once.
+    default_devices: Arc<OnceLock<OwnedFd>>,
 }
 
 /// Controllers that the limits need.
 const CONTROLLERS: &[&str] = &["cpu", "memory", "pids", "io", "cpuset"];
-/// Period of a CPU limit in microseconds, Docker's default.
-const PERIOD: u64 = 100_000;
 
 impl Cgroups {
     /// Makes `name` below a mounted cgroup2 hierarchy and hands it the controllers that are there.
@@ -36,7 +38,10 @@ impl Cgroups {
                 fs::write(dir.join("cgroup.subtree_control"), wanted.join(" ")).map_err(failed(dir))?;
             }
         }
-        Ok(Self { root })
+        Ok(Self {
+            root,
+            default_devices: Arc::default(),
+        })
     }
 
     /// Folder of a zone's cgroup.
@@ -44,22 +49,44 @@ impl Cgroups {
         self.root.join(id)
     }
 
-    /// Makes a zone's cgroup with its limits. Nothing is left behind on an error.
-    pub fn create(&self, id: &str, limits: &Limits) -> Result<OwnedFd, Error> {
+    /// Makes a zone's cgroup with its limits and with what it may open beside the usual devices.
+    /// Nothing is left behind on an error.
+    pub fn create(&self, id: &str, limits: &Limits, devices: &[DeviceRule]) -> Result<OwnedFd, Error> {
         let path = self.path(id);
-        match fs::create_dir(&path) {
-            Ok(()) => {}
+        let fresh = match fs::create_dir(&path) {
+            Ok(()) => true,
             // Left over from a supervisor that died in the middle.
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(Error::io(format!("make the cgroup {}", path.display()))(error)),
-        }
-        let made = write_limits(&path, limits).and_then(|()| {
-            File::open(&path).map_err(Error::io(format!("open the cgroup {}", path.display())))
+        };
+        let made = write_limits(&path, limits, fresh).and_then(|()| {
+            let dir = File::open(&path).map_err(Error::io(format!("open the cgroup {}", path.display())))?;
+            self.allow_devices(&dir, devices).map_err(Error::io(format!(
+                "set the devices of the cgroup {}",
+                path.display()
+            )))?;
+            Ok(dir)
         });
         if made.is_err() {
             let _ = fs::remove_dir(&path);
         }
         Ok(made?.into())
+    }
+
+    fn allow_devices(&self, cgroup: &File, more: &[DeviceRule]) -> io::Result<()> {
+        let load = |rules: &[DeviceRule]| sys::bpf::load_device_program(&device_rules::program(rules));
+        if !more.is_empty() {
+            let program = load(&[device_rules::DEFAULT, more].concat())?;
+            return sys::bpf::attach_device_program(cgroup, program);
+        }
+        let program = match self.default_devices.get() {
+            Some(program) => program,
+            None => {
+                let loaded = load(device_rules::DEFAULT)?;
+                self.default_devices.get_or_init(|| loaded)
+            }
+        };
+        sys::bpf::attach_device_program(cgroup, program)
     }
 
     /// Opens the cgroup of a running zone.
@@ -71,7 +98,7 @@ impl Cgroups {
 
     /// Changes the limits of a zone.
     pub fn update(&self, id: &str, limits: &Limits) -> Result<(), Error> {
-        write_limits(&self.path(id), limits)
+        write_limits(&self.path(id), limits, false)
     }
 
     /// Whether the kernel has killed a process of the zone for want of memory.
@@ -95,37 +122,130 @@ impl Cgroups {
     }
 }
 
-fn write_limits(dir: &Path, limits: &Limits) -> Result<(), Error> {
-    let amount = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
-    let set = |file: &str, wanted: bool, value: String| {
-        let path = dir.join(file);
-        // A controller that the hierarchy does not have has no file; no limit is as good as none then.
-        if !wanted && !path.exists() {
+/// One file of a cgroup, and what is to be in it.
+struct Setting<'a> {
+    dir: &'a Path,
+    /// Nothing was ever set: what is not limited need not be said.
+    fresh: bool,
+}
+
+impl Setting<'_> {
+    /// A controller that the hierarchy does not have has no file; no limit is as good as none then.
+    fn set(&self, file: &str, limited: bool, value: &str) -> Result<(), Error> {
+        let path = self.dir.join(file);
+        if !limited && (self.fresh || !path.exists()) {
             return Ok(());
         }
-        fs::write(&path, value).map_err(Error::io(format!("set the limit {}", path.display())))
-    };
-    set("memory.max", limits.memory.is_some(), amount(limits.memory))?;
-    if limits.memory.is_some() || limits.swap.is_some() {
-        set(
-            "memory.swap.max",
-            limits.swap.is_some(),
-            amount(Some(limits.swap.unwrap_or(0))),
-        )?;
+        let failed = || Error::io(format!("set the limit {} to {value:?}", path.display()));
+        fs::write(&path, value).map_err(failed())
     }
-    set("pids.max", limits.pids.is_some(), amount(limits.pids))?;
-    let quota = limits
-        .nano_cpus
-        .map(|cpus| cpus.saturating_mul(PERIOD) / 1_000_000_000);
-    set(
-        "cpu.max",
-        quota.is_some(),
-        format!("{} {PERIOD}", amount(quota.map(|quota| quota.max(1_000)))),
+}
+
+fn write_limits(dir: &Path, limits: &Limits, fresh: bool) -> Result<(), Error> {
+    let to = Setting { dir, fresh };
+    let amount = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+    to.set("memory.max", limits.memory.is_some(), &amount(limits.memory))?;
+    let swap = limits.swap.or(limits.memory.map(|_| 0));
+    // A kernel without swap has no file for it, and none to forbid.
+    let forbidden = limits.memory.is_some() && dir.join("memory.swap.max").exists();
+    to.set(
+        "memory.swap.max",
+        limits.swap.is_some() || forbidden,
+        &amount(swap),
     )?;
-    if let Some(shares) = limits.cpu_shares {
-        set("cpu.weight", true, weight(shares).to_string())?;
+    let reserved = limits.memory_reservation;
+    to.set(
+        "memory.low",
+        reserved.is_some(),
+        &reserved.unwrap_or(0).to_string(),
+    )?;
+    to.set("pids.max", limits.pids.is_some(), &amount(limits.pids))?;
+    let cpu = limits.cpu.unwrap_or(CpuLimit {
+        quota: None,
+        period: CpuLimit::PERIOD,
+    });
+    to.set(
+        "cpu.max",
+        limits.cpu.is_some(),
+        &format!("{} {}", amount(cpu.quota), cpu.period),
+    )?;
+    let shares = limits.cpu_shares;
+    let weight = shares.map_or(DEFAULT_WEIGHT, weight).to_string();
+    to.set("cpu.weight", shares.is_some(), &weight)?;
+    // An empty list is that of the cgroup above.
+    let list = |list: &Option<String>| list.as_deref().unwrap_or_default().to_owned() + "\n";
+    to.set("cpuset.cpus", limits.cpus.is_some(), &list(&limits.cpus))?;
+    to.set(
+        "cpuset.mems",
+        limits.memory_nodes.is_some(),
+        &list(&limits.memory_nodes),
+    )?;
+    if fresh && limits.io_weight.is_none() && limits.io_weight_devices.is_empty() && limits.io.is_empty() {
+        return Ok(());
+    }
+    write_io_weights(&to, limits)?;
+    write_io_limits(&to, limits)
+}
+
+/// The kernel's weight of a cgroup of which nothing is said, for CPU and disks.
+const DEFAULT_WEIGHT: u64 = 100;
+
+/// Two schedulers know weights, each with a file and a scale of its own: BFQ has Docker's, 1 to 1000,
+/// and the cost model the usual one, 1 to 10000.
+fn write_io_weights(to: &Setting<'_>, limits: &Limits) -> Result<(), Error> {
+    let bfq = to.dir.join("io.bfq.weight").exists();
+    let (file, scale): (_, fn(u16) -> u64) = match bfq {
+        true => ("io.bfq.weight", u64::from),
+        false => ("io.weight", io_weight),
+    };
+    let default = limits.io_weight.map_or(DEFAULT_WEIGHT, scale);
+    to.set(file, limits.io_weight.is_some(), &format!("default {default}"))?;
+    let said = limits.io_weight_devices.iter().map(|(device, _)| *device);
+    for device in no_longer(to.dir, file, said) {
+        to.set(file, true, &format!("{}:{} default", device.major, device.minor))?;
+    }
+    for (device, weight) in &limits.io_weight_devices {
+        let line = format!("{}:{} {}", device.major, device.minor, scale(*weight));
+        to.set(file, true, &line)?;
     }
     Ok(())
+}
+
+fn write_io_limits(to: &Setting<'_>, limits: &Limits) -> Result<(), Error> {
+    let amount = |value: Option<u64>| value.map_or("max".to_owned(), |value| value.to_string());
+    let gone = no_longer(to.dir, "io.max", limits.io.iter().map(|limit| limit.device));
+    for limit in gone
+        .into_iter()
+        .map(IoLimit::none)
+        .chain(limits.io.iter().copied())
+    {
+        let line = format!(
+            "{}:{} rbps={} wbps={} riops={} wiops={}",
+            limit.device.major,
+            limit.device.minor,
+            amount(limit.read_bytes),
+            amount(limit.written_bytes),
+            amount(limit.reads),
+            amount(limit.writes)
+        );
+        to.set("io.max", true, &line)?;
+    }
+    Ok(())
+}
+
+/// The devices that a file has lines of and that are not said any more.
+fn no_longer(dir: &Path, file: &str, said: impl Iterator<Item = DeviceNumber>) -> Vec<DeviceNumber> {
+    let said: Vec<DeviceNumber> = said.collect();
+    let text = fs::read_to_string(dir.join(file)).unwrap_or_default();
+    let device = |line: &str| {
+        let (major, minor) = line.split(' ').next()?.split_once(':')?;
+        Some(DeviceNumber {
+            major: major.parse().ok()?,
+            minor: minor.parse().ok()?,
+        })
+    };
+    let there = text.lines().filter_map(device);
+    there.filter(|device| !said.contains(device)).collect()
 }
 
 /// cgroup v1's shares (2 to 262144) as v2's weight (1 to 10000), by the line that all runtimes use.
@@ -133,12 +253,21 @@ fn weight(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9_999 / 262_142
 }
 
+/// cgroup v1's weight (10 to 1000) as v2's (1 to 10000), by the line that all runtimes use.
+fn io_weight(weight: u16) -> u64 {
+    1 + (u64::from(weight.clamp(10, 1_000)) - 10) * 9_999 / 990
+}
+
 #[cfg(test)]
 mod tests {
-    use super::weight;
+    use super::{io_weight, weight};
 
     #[test]
     fn shares_become_weights_at_both_ends() {
         assert_eq!((weight(2), weight(1_024), weight(262_144)), (1, 39, 10_000));
+        assert_eq!(
+            (io_weight(10), io_weight(500), io_weight(1_000)),
+            (1, 4_950, 10_000)
+        );
     }
 }

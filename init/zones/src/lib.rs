@@ -11,6 +11,7 @@
 pub mod capabilities;
 mod cgroup;
 mod compile;
+mod device_rules;
 pub mod devices;
 mod error;
 mod freezer;
@@ -25,13 +26,14 @@ mod stdio;
 pub use capabilities::{Capability, CapabilitySet};
 pub use cgroup::Cgroups;
 pub use compile::STAGING;
+pub use device_rules::DeviceRule;
 pub use devices::{Device, DeviceAccess, DeviceKind};
 pub use error::{Error, StartError};
 pub use runtime::{ExitStatus, Pending, Process, Survivor, Zones};
 pub use seccomp::Seccomp;
 pub use spec::{
-    IDS_PER_ZONE, IdMap, Limits, MASKED_PATHS, Mount, MountAttributes, ProcessSpec, READ_ONLY_PATHS,
-    ResourceLimit, TerminalSize, User, ZoneSpec,
+    CpuLimit, DeviceNumber, IDS_PER_ZONE, IdMap, IoLimit, Limits, MASKED_PATHS, Mount, MountAttributes,
+    ProcessSpec, READ_ONLY_PATHS, ResourceLimit, TerminalSize, User, ZoneSpec,
 };
 pub use stdio::{Stdio, resize};
 pub use sys::spawn::user_namespace;

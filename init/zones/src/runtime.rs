@@ -15,6 +15,7 @@ use sys::spawn::{NEW_IPC, NEW_MOUNT, NEW_NET, NEW_PID, NEW_USER, NEW_UTS};
 
 use crate::cgroup::Cgroups;
 use crate::compile::{self, Compiled};
+use crate::device_rules::DeviceRule;
 use crate::error::{Error, StartError};
 use crate::keeper::{Client, RawExit, Restored};
 use crate::spec::{IdMap, ProcessSpec, ZoneSpec};
@@ -131,7 +132,9 @@ impl Zones {
     pub async fn create(&self, spec: ZoneSpec, root: OwnedFd) -> Result<Pending, Error> {
         let (id, ids) = (spec.id.clone(), spec.ids);
         let channels = stdio::channels(&spec.process, ids, true)?;
-        let cgroup = self.cgroups.create(&id, &spec.limits)?;
+        let own = spec.devices.iter().map(DeviceRule::from);
+        let devices: Vec<DeviceRule> = own.chain(spec.device_rules.iter().copied()).collect();
+        let cgroup = self.cgroups.create(&id, &spec.limits, &devices)?;
         let Channels {
             child,
             report,

@@ -6,6 +6,7 @@ pub use sys::program::MountAttributes;
 pub use sys::spawn::{IdMap, ResourceLimit};
 
 use crate::capabilities::CapabilitySet;
+use crate::device_rules::DeviceRule;
 use crate::devices::Device;
 use crate::seccomp::Seccomp;
 
@@ -56,6 +57,8 @@ pub struct ZoneSpec {
     pub read_only_paths: Vec<String>,
     /// Devices beside those that every zone has (`/dev/null`, …); their nodes are among the mounts.
     pub devices: Vec<Device>,
+    /// What the zone may open beside those: rules for nodes that it makes or is given later.
+    pub device_rules: Vec<DeviceRule>,
     /// Small files of the zone's own, put over those of the image: path and content.
     pub files: Vec<(String, Vec<u8>)>,
     /// Bytes of `/dev/shm`.
@@ -109,18 +112,79 @@ impl Default for TerminalSize {
 }
 
 /// Limits of the zone's cgroup; none means no limit.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Limits {
     /// Bytes.
     pub memory: Option<u64>,
+    /// Bytes that are taken from the zone only when there is nothing else to take.
+    pub memory_reservation: Option<u64>,
     /// Bytes of swap beside the memory; none with a limit of memory means no swap at all.
     pub swap: Option<u64>,
-    /// Billionths of a CPU.
-    pub nano_cpus: Option<u64>,
+    pub cpu: Option<CpuLimit>,
     /// Docker's shares, 2 to 262144, 1024 by default.
     pub cpu_shares: Option<u64>,
+    /// CPUs that it may run on, as the kernel writes a list: `0-2,7`.
+    pub cpus: Option<String>,
+    /// NUMA nodes that its memory may lie on, as a list.
+    pub memory_nodes: Option<String>,
     /// Processes and threads.
     pub pids: Option<u64>,
+    /// Docker's weight, 10 to 1000, 500 being its middle.
+    pub io_weight: Option<u16>,
+    pub io_weight_devices: Vec<(DeviceNumber, u16)>,
+    /// One for each device.
+    pub io: Vec<IoLimit>,
+}
+
+/// CPU time in each period, both in microseconds; no quota is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CpuLimit {
+    pub quota: Option<u64>,
+    pub period: u64,
+}
+
+impl CpuLimit {
+    /// Docker's and the kernel's period where none is said.
+    pub const PERIOD: u64 = 100_000;
+
+    /// A number of CPUs, in billionths.
+    pub fn of_nano_cpus(cpus: u64) -> Self {
+        /// The kernel's least quota.
+        const LEAST: u64 = 1_000;
+        Self {
+            quota: Some((cpus.saturating_mul(Self::PERIOD) / 1_000_000_000).max(LEAST)),
+            period: Self::PERIOD,
+        }
+    }
+}
+
+/// Major and minor number of a block device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceNumber {
+    pub major: u32,
+    pub minor: u32,
+}
+
+/// What a zone may do in a second with a block device; none means no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoLimit {
+    pub device: DeviceNumber,
+    pub read_bytes: Option<u64>,
+    pub written_bytes: Option<u64>,
+    pub reads: Option<u64>,
+    pub writes: Option<u64>,
+}
+
+impl IoLimit {
+    pub const fn none(device: DeviceNumber) -> Self {
+        Self {
+            device,
+            read_bytes: None,
+            written_bytes: None,
+            reads: None,
+            writes: None,
+        }
+    }
 }
 
 /// A mount beside the usual ones.

@@ -9,7 +9,10 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use common::{bench, spec};
-use zones::{Capability, CapabilitySet, Mount, MountAttributes, ResourceLimit, Seccomp, User};
+use zones::{
+    Capability, CapabilitySet, DeviceAccess, DeviceKind, DeviceRule, Mount, MountAttributes, ResourceLimit,
+    Seccomp, User,
+};
 
 #[tokio::test]
 async fn a_user_of_the_zone_has_no_capabilities_and_its_root_has_the_default_ones() {
@@ -226,4 +229,34 @@ async fn limits_of_open_files_hold_and_may_be_chosen() {
     }];
     let (text, _) = bench.run(chosen).await;
     assert_eq!(text, "77\n99\n");
+}
+
+#[tokio::test]
+async fn a_device_is_opened_only_where_the_cgroups_rules_let_it() {
+    let bench = bench().await;
+    let (text, _) = bench.sh("cat /dev/null && echo null").await;
+    assert_eq!(text, "null\n");
+    // An image may bring any node with it, here that of the kernel's tunnels, open to everybody.
+    let node = bench.root.join("tmp/tun");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &node,
+        rustix::fs::FileType::CharacterDevice,
+        rustix::fs::Mode::from_raw_mode(0o666),
+        rustix::fs::makedev(10, 200),
+    )
+    .unwrap();
+    fs::set_permissions(&node, std::os::unix::fs::PermissionsExt::from_mode(0o666)).unwrap();
+    let script = ": < /tmp/tun && echo opened";
+    let (text, _) = bench.sh(script).await;
+    assert!(text.contains("Operation not permitted"), "{text}");
+    let mut with = spec(&["sh", "-c", script]);
+    with.device_rules = vec![DeviceRule {
+        kind: Some(DeviceKind::Character),
+        major: Some(10),
+        minor: Some(200),
+        access: DeviceAccess::parse("r").unwrap(),
+    }];
+    let (text, _) = bench.run(with).await;
+    assert_eq!(text, "opened\n");
 }

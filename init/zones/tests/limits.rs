@@ -7,7 +7,7 @@ mod common;
 use std::fs;
 
 use common::{bench, hierarchy, spec};
-use zones::Limits;
+use zones::{CpuLimit, Limits};
 
 /// Whether the machine has a controller; says so if it has not.
 fn has(controller: &str) -> bool {
@@ -60,7 +60,7 @@ async fn limits_are_written_as_the_kernel_means_them() {
     let bench = bench().await;
     let mut limited = spec(&["sleep", "1000"]);
     limited.limits = Limits {
-        nano_cpus: Some(1_500_000_000),
+        cpu: Some(CpuLimit::of_nano_cpus(1_500_000_000)),
         cpu_shares: Some(512),
         ..Limits::default()
     };
