@@ -53,6 +53,8 @@ pub struct Spawn<'a> {
     pub ids: Option<IdMap>,
     /// Set from outside: within a user namespace no hard limit can be raised.
     pub limits: &'a [ResourceLimit],
+    /// `oom_score_adj` of proc(5), set from outside too; the parent's own where none.
+    pub oom_score_adj: Option<i32>,
 }
 
 /// A process that was born; it runs its program.
@@ -91,6 +93,11 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
             .limits
             .iter()
             .try_for_each(|limit| set_limit(spawned.pid, limit))
+    });
+    let ready = ready.and_then(|()| {
+        spawn
+            .oom_score_adj
+            .map_or(Ok(()), |score| set_oom_score(spawned.pid, score))
     });
     if let Err(error) = ready {
         // The caller reaps only what it is told of.
@@ -153,6 +160,15 @@ fn set_limit(pid: i32, limit: &ResourceLimit) -> io::Result<()> {
             Err(io::Error::new(error.kind(), what))
         }
     }
+}
+
+fn set_oom_score(pid: i32, score: i32) -> io::Result<()> {
+    std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string()).map_err(|error| {
+        io::Error::new(
+            error.kind(),
+            format!("Cannot set oom_score_adj to {score}: {error}"),
+        )
+    })
 }
 
 fn write_maps(pid: i32, ids: IdMap) -> io::Result<()> {

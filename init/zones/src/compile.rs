@@ -42,6 +42,7 @@ pub(crate) struct Compiled {
     pub(crate) fds: Vec<OwnedFd>,
     pub(crate) name: String,
     pub(crate) limits: Vec<ResourceLimit>,
+    pub(crate) oom_score_adj: Option<i32>,
 }
 
 /// Ends of the channels to the process that go with its program.
@@ -335,6 +336,7 @@ fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled,
         fds: b.fds,
         name,
         limits: limits(process),
+        oom_score_adj: Some(process.oom_score_adj).filter(|score| *score != 0),
     })
 }
 

@@ -239,6 +239,7 @@ impl Zones {
                 joins: birth.joins,
                 ids: birth.ids,
                 limits: compiled.limits.clone(),
+                oom_score_adj: compiled.oom_score_adj,
                 keep: &keep,
             })
             .await?;

@@ -85,6 +85,8 @@ pub struct ProcessSpec {
     pub seccomp: Seccomp,
     pub no_new_privileges: bool,
     pub rlimits: Vec<ResourceLimit>,
+    /// How likely the kernel kills it for want of memory, -1000 (never) to 1000; 0 is as any other.
+    pub oom_score_adj: i32,
 }
 
 /// Ids within the zone.

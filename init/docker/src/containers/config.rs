@@ -90,6 +90,29 @@ pub(crate) struct HostConfig {
     pub(crate) cpu_quota: i64,
     #[serde(deserialize_with = "nullable")]
     pub(crate) cpu_shares: i64,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) cpuset_cpus: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) cpuset_mems: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) memory_reservation: i64,
+    pub(crate) oom_kill_disable: Option<bool>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) oom_score_adj: i32,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) blkio_weight: u16,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) blkio_weight_device: Vec<WeightDevice>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) blkio_device_read_bps: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) blkio_device_write_bps: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "nullable", rename = "BlkioDeviceReadIOps")]
+    pub(crate) blkio_device_read_iops: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "nullable", rename = "BlkioDeviceWriteIOps")]
+    pub(crate) blkio_device_write_iops: Vec<ThrottleDevice>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) device_cgroup_rules: Vec<String>,
     pub(crate) pids_limit: Option<i64>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) ulimits: Vec<Ulimit>,
@@ -141,6 +164,22 @@ pub(crate) struct Ulimit {
     pub(crate) name: String,
     pub(crate) soft: i64,
     pub(crate) hard: i64,
+}
+
+/// A block device of the machine by its path, and the share of its time.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct WeightDevice {
+    pub(crate) path: String,
+    pub(crate) weight: u16,
+}
+
+/// A block device of the machine by its path, and how much of it in a second.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ThrottleDevice {
+    pub(crate) path: String,
+    pub(crate) rate: u64,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -208,7 +247,6 @@ const HOST_DEFAULTS: &[(&str, &[&str])] = &[
     ("UsernsMode", &["private"]),
     ("Runtime", &["monobloc", "runc"]),
     ("MemorySwappiness", &["-1"]),
-    ("BlkioWeight", &["0"]),
 ];
 
 /// Whether Go would take the value for one that is not set.
@@ -225,6 +263,16 @@ fn is_zero(value: &Value) -> bool {
 
 fn refuse(field: &str, why: &str) -> ApiError {
     ApiError::not_implemented(format!("Monobloc does not do {field} yet{why}; leave it out."))
+}
+
+const NO_REAL_TIME: &str = "version 2 of the kernel's control groups does not divide real-time CPU time";
+const NO_SWAPPINESS: &str = "version 2 of the kernel's control groups has no swappiness of a group";
+const NO_PARENT: &str =
+    "the control groups above the containers are the engine's own, and nobody could set a limit on one";
+
+/// What is not done and will not be, with the reason.
+fn never(field: &str, why: &str) -> ApiError {
+    ApiError::bad_request(format!("HostConfig.{field} cannot be set: {why}; leave it out."))
 }
 
 fn check_unknown(body: &Map<String, Value>) -> Result<()> {
@@ -272,6 +320,9 @@ fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
             continue;
         }
         match field.as_str() {
+            "CpuRealtimePeriod" | "CpuRealtimeRuntime" => return Err(never(field, NO_REAL_TIME)),
+            "MemorySwappiness" => return Err(never(field, NO_SWAPPINESS)),
+            "CgroupParent" => return Err(never(field, NO_PARENT)),
             "LogConfig" => check_log(value)?,
             _ => {
                 return Err(refuse(
@@ -366,26 +417,8 @@ fn check_host(host: &HostConfig) -> Result<()> {
             "can't create 'AutoRemove' container with restart policy",
         ));
     }
-    if host.memory != 0 && host.memory < 6 << 20 {
-        return Err(ApiError::bad_request("Minimum memory limit allowed is 6MB"));
-    }
-    if host.memory_swap > 0 && (host.memory == 0 || host.memory_swap < host.memory) {
-        return Err(ApiError::bad_request(
-            "HostConfig.MemorySwap is memory and swap together: set Memory too, and no larger than it",
-        ));
-    }
-    if host.nano_cpus < 0
-        || host.cpu_quota < 0
-        || host.cpu_period < 0
-        || host.cpu_shares < 0
-        || host.shm_size < 0
-    {
-        return Err(ApiError::bad_request("A limit of HostConfig is negative"));
-    }
-    if host.nano_cpus > 0 && (host.cpu_quota > 0 || host.cpu_period > 0) {
-        return Err(ApiError::bad_request(
-            "Conflicting options: Nano CPUs and CPU Period cannot both be set",
-        ));
+    if host.shm_size < 0 {
+        return Err(ApiError::bad_request("SHM size can not be less than 0"));
     }
     if let Some(path) = host.tmpfs.keys().find(|path| !path.starts_with('/')) {
         return Err(ApiError::bad_request(format!(
@@ -462,7 +495,9 @@ mod tests {
             json!({"Memory": 100}),
             json!({"RestartPolicy": {"Name": "sometimes"}}),
             json!({"AutoRemove": true, "RestartPolicy": {"Name": "always"}}),
-            json!({"NanoCpus": -1}),
+            json!({"CpuRealtimeRuntime": 5}),
+            json!({"MemorySwappiness": 10}),
+            json!({"CgroupParent": "/mine"}),
         ] {
             let error = parse(json!({"Image": "x", "HostConfig": host})).unwrap_err();
             assert_eq!(error.status, hyper::StatusCode::BAD_REQUEST, "{}", error.message);

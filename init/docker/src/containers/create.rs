@@ -20,11 +20,15 @@ pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Res
         check_platform(platform)?;
     }
     let wanted = config::parse(body)?;
+    let warnings = spec::warnings(&wanted.host);
     // In a task of its own: a client that goes away leaves nothing half-made.
     let engine = engine.clone();
     let making = tokio::spawn(async move { make(&engine, &name, wanted).await });
     let container = making.await??;
-    json(StatusCode::CREATED, &json!({"Id": container.id, "Warnings": []}))
+    json(
+        StatusCode::CREATED,
+        &json!({"Id": container.id, "Warnings": warnings}),
+    )
 }
 
 fn check_platform(platform: &str) -> Result<()> {

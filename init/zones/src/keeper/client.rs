@@ -41,6 +41,7 @@ pub(crate) struct NewProcess<'a> {
     pub(crate) joins: Option<BorrowedFd<'a>>,
     pub(crate) ids: Option<IdMap>,
     pub(crate) limits: Vec<ResourceLimit>,
+    pub(crate) oom_score_adj: Option<i32>,
     pub(crate) keep: &'a [(&'a str, BorrowedFd<'a>)],
 }
 
@@ -215,6 +216,7 @@ impl Client {
             joins: process.joins.is_some(),
             ids: process.ids,
             limits: process.limits.clone(),
+            oom_score_adj: process.oom_score_adj,
             keep: process.keep.iter().map(|(name, _)| (*name).to_owned()).collect(),
         }));
         let mut fds: Vec<BorrowedFd<'_>> = process.fds.iter().map(AsFd::as_fd).collect();

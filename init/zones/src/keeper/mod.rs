@@ -57,6 +57,7 @@ struct SpawnRequest {
     joins: bool,
     ids: Option<IdMap>,
     limits: Vec<ResourceLimit>,
+    oom_score_adj: Option<i32>,
     /// Names of descriptors to keep with the process.
     keep: Vec<String>,
 }

@@ -290,6 +290,7 @@ impl Server {
             pid_namespace_of: joined.as_ref().map(AsFd::as_fd),
             ids: request.ids,
             limits: &request.limits,
+            oom_score_adj: request.oom_score_adj,
         })?;
         let token = self.next_token;
         let watched = self.add(spawned.pidfd.as_fd(), token);

@@ -127,6 +127,7 @@ pub(crate) fn process(args: &[&str]) -> ProcessSpec {
         seccomp: Seccomp::Default,
         no_new_privileges: false,
         rlimits: Vec::new(),
+        oom_score_adj: 0,
     }
 }
 

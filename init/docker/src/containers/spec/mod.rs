@@ -3,6 +3,7 @@
 //! Each part is a function of its own that the create request calls too, so that what cannot be done
 //! is refused then, not at the start.
 
+mod device_rules;
 mod limits;
 mod mounts;
 mod names;
@@ -16,7 +17,9 @@ use std::net::Ipv4Addr;
 
 use zones::{MASKED_PATHS, ProcessSpec, READ_ONLY_PATHS, TerminalSize, ZoneSpec};
 
-use limits::{limits, rlimits};
+use device_rules::device_rules;
+use limits::rlimits;
+pub(crate) use limits::{check_limits, limits, warnings};
 use mounts::{paths, tmpfs};
 use names::{extra_host, hosts, resolv_conf};
 pub(crate) use ports::ports;
@@ -36,6 +39,8 @@ const DEFAULT_SHM: u64 = 64 << 20;
 pub(crate) fn check(wanted: &Wanted) -> Result<()> {
     capabilities(&wanted.host)?;
     security(&wanted.host)?;
+    check_limits(&wanted.host)?;
+    device_rules(&wanted.host)?;
     rlimits(&wanted.host)?;
     tmpfs(&wanted.host)?;
     ports(wanted)?;
@@ -85,16 +90,18 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
             seccomp,
             no_new_privileges,
             rlimits: rlimits(host)?,
+            oom_score_adj: host.oom_score_adj,
         },
         hostname,
         domainname: Some(config.domainname.clone()).filter(|name| !name.is_empty()),
         ids: record.ids(),
-        limits: limits(host),
+        limits: limits(host)?,
         read_only_root: host.readonly_rootfs,
         mounts: tmpfs(host)?,
         masked_paths: paths(host.masked_paths.as_deref(), MASKED_PATHS),
         read_only_paths: paths(host.readonly_paths.as_deref(), READ_ONLY_PATHS),
         devices: Vec::new(),
+        device_rules: device_rules(host)?,
         files,
         shm_size: positive(host.shm_size).unwrap_or(DEFAULT_SHM),
         sysctls: host.sysctls.clone().into_iter().collect(),
@@ -132,6 +139,7 @@ pub(crate) fn added(record: &Record, added: Added<'_>) -> Result<ProcessSpec> {
         seccomp,
         no_new_privileges,
         rlimits: rlimits(&record.host)?,
+        oom_score_adj: record.host.oom_score_adj,
     })
 }
 
