@@ -128,10 +128,7 @@ fn the_score_for_the_lack_of_memory_is_that_of_every_process_of_the_container() 
 #[test]
 fn what_version_2_of_cgroups_cannot_do_is_refused_or_warned_of() {
     let outcome = docker().outcome_of("run --rm --oom-kill-disable busybox echo runs", b"");
-    assert!(
-        outcome.stderr.contains("OomKillDisable discarded"),
-        "{outcome}"
-    );
+    assert!(outcome.stderr.contains("OomKillDisable discarded"), "{outcome}");
     assert_eq!(outcome.ok(), "runs");
     for option in [
         "--memory-swappiness 10",

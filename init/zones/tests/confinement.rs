@@ -262,9 +262,9 @@ async fn a_device_is_opened_only_where_the_cgroups_rules_let_it() {
 }
 
 #[tokio::test]
-async fn a_zone_may_be_the_first_or_the_last_to_go_when_memory_runs_out() {
+async fn a_zone_may_be_the_first_to_go_when_memory_runs_out() {
     let bench = bench().await;
-    for score in [700, -300] {
+    for score in [700, 0] {
         let mut scored = spec(&["cat", "/proc/self/oom_score_adj"]);
         scored.process.oom_score_adj = score;
         let (text, _) = bench.run(scored).await;

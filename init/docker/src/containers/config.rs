@@ -492,7 +492,6 @@ mod tests {
     #[test]
     fn wrong_values_are_the_clients_fault() {
         for host in [
-            json!({"Memory": 100}),
             json!({"RestartPolicy": {"Name": "sometimes"}}),
             json!({"AutoRemove": true, "RestartPolicy": {"Name": "always"}}),
             json!({"CpuRealtimeRuntime": 5}),
