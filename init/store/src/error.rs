@@ -41,6 +41,10 @@ pub enum Error {
     NoSuchRoot { zone: String },
     #[error("Zone {zone} has a root already.")]
     RootExists { zone: String },
+    #[error("There is no {path} to mount.")]
+    NoSuchPlace { path: String },
+    #[error("cannot mount volume over existing file, file exists {path}")]
+    NotAFolder { path: String },
     #[error("`{name}` cannot name an object; use letters, digits, `.`, `_` and `-`.")]
     BadName { name: String },
     #[error("No {kind} object is called `{name}`.")]
@@ -98,6 +102,7 @@ impl Error {
                 | Error::BadArchive { .. }
                 | Error::BadConfig { .. }
                 | Error::BadName { .. }
+                | Error::NotAFolder { .. }
                 | Error::WrongDigest { .. }
                 | Error::MissingLayer { .. }
         )

@@ -6,12 +6,15 @@
 //! plus its diff), so an image is one tree however many layers it has. A zone's root is an overlay
 //! of that tree and of a subvolume of the zone's own, both seen through an idmapped mount.
 //!
+//! Volumes and the node's own tree are subvolumes too; zones see them through mounts of the same kind.
+//!
 //! What is half-made lies under `tmp/` in the pool, which [`Store::open`] empties.
 
 #![forbid(unsafe_code)]
 
 mod archive;
 mod blob;
+mod copy;
 mod digest;
 pub mod disk;
 mod error;
@@ -30,6 +33,8 @@ mod tarball;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tree;
+mod volume;
 
 pub use archive::{LoadEvent, Loaded};
 pub use blob::{Blob, BlobReader, BlobWriter};
@@ -42,3 +47,5 @@ pub use pool::{Kind, Opened, Policy, Pool};
 pub use reference::Reference;
 pub use state::StateDir;
 pub use store::{Hold, Store, Usage};
+pub use sys::mounts::Propagation;
+pub use tree::{NodeSpec, Place, ReadOnly, Tree, TreeOptions};

@@ -160,6 +160,8 @@ impl Pool {
 
     /// Flushes and unmounts.
     pub fn unmount(self) -> Result<()> {
+        // The node's tree is a mount of its own where zones share mounts in it.
+        let _ = unmount(self.path.join(crate::volume::HOST), UnmountFlags::DETACH);
         unmount(&self.path, UnmountFlags::empty())
             .during(format!("unmount the pool at {}", self.path.display()))
     }

@@ -6,6 +6,7 @@
 //! store/roots/ZONE   one subvolume a zone
 //! store/tmp/         what is half-made; emptied by `open`
 //! store/mount/       where layers are attached for the moment in which an overlay is made
+//! volumes/, host/    see `volume.rs`
 //! state/KIND/*.json  one file an object
 //! ```
 //! A layer counts once its record is written, which happens after its content has been flushed.
@@ -28,6 +29,7 @@ use crate::layer::Layer;
 use crate::mkfs;
 use crate::root::Root;
 use crate::state::{StateDir, check_name, collect_leftovers};
+use crate::volume::{HOST, VOLUMES, make_host_tree};
 use crate::{ImageId, image};
 
 const LAYERS: &str = "layers";
@@ -53,6 +55,8 @@ pub struct Store {
     index: Mutex<Index>,
     /// Held while something is attached at the store's one mount place.
     pub(crate) mounting: Mutex<()>,
+    /// Held while an image's content is copied into a volume.
+    pub(crate) filling: Mutex<()>,
     serial: AtomicU64,
 }
 
@@ -124,6 +128,7 @@ impl Store {
                 reason: format!("its `{}` is absent", mkfs::TEMPLATE),
             });
         }
+        make_host_tree(root)?;
         let tmp = folder("tmp")?;
         folder("mount")?;
         let state = root.join("state");
@@ -140,6 +145,7 @@ impl Store {
             image_state: StateDir::open(&state, IMAGES)?,
             index: Mutex::default(),
             mounting: Mutex::default(),
+            filling: Mutex::default(),
             serial: AtomicU64::new(0),
         };
         store.empty_tmp()?;
@@ -161,7 +167,7 @@ impl Store {
     /// A place on the pool for files of the caller's own, such as logs (`<pool>/<name>`, created).
     pub fn directory(&self, name: &str) -> Result<PathBuf> {
         check_name(name)?;
-        if matches!(name, "store" | "state" | mkfs::TEMPLATE) {
+        if matches!(name, "store" | "state" | mkfs::TEMPLATE | HOST | VOLUMES) {
             return Err(Error::BadName {
                 name: name.to_owned(),
             });

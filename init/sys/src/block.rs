@@ -42,23 +42,7 @@ pub fn map_ids(mount: impl AsFd, userns: impl AsFd) -> io::Result<()> {
         propagation: 0,
         userns_fd: userns,
     };
-    // SAFETY: mount_setattr(2) with AT_EMPTY_PATH takes an empty string and a `mount_attr` of the size
-    // given, all of which live through the call; both descriptors are open.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            mount.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attributes,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    crate::mounts::set_attributes(mount, &attributes, false)
 }
 
 /// Sets the filesystem user and group id of the calling thread alone, without giving up capabilities

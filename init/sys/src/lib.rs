@@ -4,6 +4,7 @@ pub mod block;
 pub mod bpf;
 pub mod btrfs;
 pub mod loopdev;
+pub mod mounts;
 pub mod netlink;
 pub mod packet;
 pub mod program;

@@ -100,6 +100,10 @@ impl MountAttributes {
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
+
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
 }
 
 /// One step. A path is in the new root, except where it says *host*.

@@ -5,6 +5,7 @@ mod images;
 mod layers;
 mod roots;
 mod speed;
+mod volumes;
 
 use crate::{Digest, Image, Store};
 

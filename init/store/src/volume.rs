@@ -1,0 +1,197 @@
+//! Volumes: subvolumes of the pool that outlive the zones that use them, and the node's own tree.
+//!
+//! ```text
+//! volumes/NAME   one subvolume a volume
+//! host/          one subvolume: what binds call the node's tree
+//! ```
+//! What is in them bears the ids of images, as layers do. A volume is durable at the file system's next
+//! commit; one that a power cut has taken is made anew, as a zone's root is: nothing in it had been
+//! flushed.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::PoisonError;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, openat2, renameat, statat};
+use rustix::io::Errno;
+use sys::btrfs;
+
+use crate::copy;
+use crate::digest::ImageId;
+use crate::error::{During, Error, Result};
+use crate::state::check_name;
+use crate::store::Store;
+
+/// Folder of the volumes in the pool.
+pub(crate) const VOLUMES: &str = "volumes";
+/// The node's own tree in the pool.
+pub(crate) const HOST: &str = "host";
+/// Inode number of every subvolume's root (`BTRFS_FIRST_FREE_OBJECTID`).
+const SUBVOLUME_ROOT: u64 = 256;
+/// Levels of folders that are looked through for subvolumes of a zone's own.
+const MAX_DEPTH: usize = 256;
+
+const FOLDER: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
+impl Store {
+    /// Makes an empty volume, owned by the image's root; one that is there is left as it is.
+    pub fn create_volume(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        let what = || format!("create volume {name}");
+        let _turn = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        let volumes = self.volumes()?;
+        match statat(&volumes, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) => return Ok(()),
+            Err(Errno::NOENT) => {}
+            Err(reason) => return Err(Error::io(what(), reason)),
+        }
+        let draft = self.serial_name("volume");
+        btrfs::create_subvolume(&self.tmp, &draft).during(what())?;
+        let mode = Mode::from_raw_mode(0o755);
+        let placed = rustix::fs::chmodat(&self.tmp, &draft, mode, AtFlags::empty())
+            .and_then(|()| renameat(&self.tmp, &draft, &volumes, name));
+        if let Err(reason) = placed {
+            // What cannot be removed now is collected when the store is opened.
+            let _ = btrfs::destroy_subvolume(&self.tmp, &draft);
+            return Err(Error::io(what(), reason));
+        }
+        Ok(())
+    }
+
+    /// Removes a volume with all that it holds; the caller knows that nothing uses it. Removing what is
+    /// not there succeeds.
+    pub fn remove_volume(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        let what = || format!("remove volume {name}");
+        let volumes = self.volumes()?;
+        let removed = match btrfs::destroy_subvolume(&volumes, name) {
+            // A zone may make subvolumes of its own; the kernel wants them gone first.
+            Err(reason) if reason.raw_os_error() == Some(Errno::NOTEMPTY.raw_os_error()) => {
+                let volume = openat(&volumes, name, FOLDER, Mode::empty()).during(what())?;
+                btrfs::set_read_only(&volume, false).during(what())?;
+                self.remove_subvolumes(&volume, 0).during(what())?;
+                btrfs::destroy_subvolume(&volumes, name)
+            }
+            other => other,
+        };
+        match removed {
+            Err(reason) if reason.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            other => other.during(what()),
+        }
+    }
+
+    /// Where a volume is in the pool.
+    pub fn volume_path(&self, name: &str) -> PathBuf {
+        self.path().join(VOLUMES).join(name)
+    }
+
+    /// Bytes of disk that a volume's files take, shared ones counted as the volume's own.
+    pub fn volume_usage(&self, name: &str) -> Result<u64> {
+        check_name(name)?;
+        let what = || format!("measure volume {name}");
+        let volume = openat(self.volumes()?, name, FOLDER, Mode::empty()).during(what())?;
+        usage(&volume, 0).during(what())
+    }
+
+    /// Copies the folder `path` of an image into a volume that is still empty, with its owners and
+    /// modes. Nothing is done where the image has no such folder, or the volume holds something.
+    ///
+    /// # Errors
+    /// [`Error::NotAFolder`] where the image has a file there, beside what the kernel says.
+    pub fn fill_volume(&self, name: &str, image: &ImageId, path: &str) -> Result<()> {
+        check_name(name)?;
+        let what = || format!("copy {path} of the image into volume {name}");
+        let layer = {
+            let index = self.index();
+            let record = index.images.get(image).ok_or_else(|| Error::NoSuchImage {
+                name: image.to_string(),
+            })?;
+            record.layers.last().copied()
+        };
+        let Some(layer) = layer else { return Ok(()) };
+        let tree = openat(&self.layers, layer.hex(), FOLDER, Mode::empty()).during(what())?;
+        let in_image = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let from = match openat2(&tree, path, flags, Mode::empty(), in_image) {
+            Ok(from) => from,
+            Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTDIR) => {
+                return Err(Error::NotAFolder {
+                    path: path.to_owned(),
+                });
+            }
+            Err(reason) => return Err(Error::io(what(), reason)),
+        };
+        // Two zones that are made at once with one new volume: one of them fills it.
+        let _turn = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        let to = openat(self.volumes()?, name, FOLDER, Mode::empty()).during(what())?;
+        if !copy::is_empty(&to).during(what())? {
+            return Ok(());
+        }
+        copy::copy_folder(&from, &to).during(what())?;
+        // The zone that is made now is recorded durably, and with it goes that its volume is filled.
+        rustix::fs::syncfs(&to).during(what())
+    }
+
+    /// Removes the subvolumes below a folder, the deepest first.
+    fn remove_subvolumes(&self, dir: &OwnedFd, depth: usize) -> std::io::Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(Errno::NAMETOOLONG.into());
+        }
+        for name in copy::names(dir)? {
+            let stat = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                continue;
+            }
+            let folder = openat(dir, &name, FOLDER, Mode::empty())?;
+            if stat.st_ino == SUBVOLUME_ROOT {
+                btrfs::set_read_only(&folder, false)?;
+            }
+            self.remove_subvolumes(&folder, depth + 1)?;
+            if stat.st_ino == SUBVOLUME_ROOT {
+                // Under a name of ours: its own may be no text.
+                let draft = self.serial_name("removed");
+                renameat(dir, &name, &self.tmp, &draft)?;
+                btrfs::destroy_subvolume(&self.tmp, &draft)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn volumes(&self) -> Result<OwnedFd> {
+        let path = self.path().join(VOLUMES);
+        std::fs::create_dir_all(&path).during(format!("create {}", path.display()))?;
+        Ok(File::open(&path)
+            .during(format!("open {}", path.display()))?
+            .into())
+    }
+}
+
+/// Makes the subvolume that is the node's own tree, where it is missing.
+pub(crate) fn make_host_tree(pool: &Path) -> Result<()> {
+    if pool.join(HOST).is_dir() {
+        return Ok(());
+    }
+    let what = "create the node's own tree in the pool";
+    let root = File::open(pool).during(what)?;
+    btrfs::create_subvolume(&root, HOST).during(what)?;
+    rustix::fs::chmodat(&root, HOST, Mode::from_raw_mode(0o755), AtFlags::empty()).during(what)
+}
+
+fn usage(dir: &OwnedFd, depth: usize) -> rustix::io::Result<u64> {
+    /// Unit of `st_blocks`, stat(3type).
+    const BLOCK: u64 = 512;
+    let mut total = 0;
+    for name in copy::names(dir)? {
+        let stat = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        total += u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && depth < MAX_DEPTH {
+            total += usage(&openat(dir, &name, FOLDER, Mode::empty())?, depth + 1)?;
+        }
+    }
+    Ok(total)
+}
