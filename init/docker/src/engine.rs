@@ -19,6 +19,7 @@ use crate::containers::{self, Container, Containers};
 use crate::events::Events;
 use crate::exec::Execs;
 use crate::http::{ApiError, Result};
+use crate::volumes::Volumes;
 
 /// Name under which process 1 keeps the mark that the machine was brought up.
 const BROUGHT_UP: &str = "brought up";
@@ -86,6 +87,7 @@ pub struct Engine {
     pub(crate) zones: Zones,
     pub(crate) containers: Containers,
     pub(crate) execs: Execs,
+    pub(crate) volumes: Volumes,
     pub(crate) started: Instant,
     ending: AtomicBool,
     /// What a predecessor left, until the store tells which containers it belongs to.
@@ -112,6 +114,7 @@ impl Engine {
             zones,
             containers: Containers::default(),
             execs: Execs::default(),
+            volumes: Volumes::default(),
             started: Instant::now(),
             ending: AtomicBool::new(false),
             inherited: Mutex::new(survivors),

@@ -22,6 +22,7 @@ mod system;
 pub mod tls;
 pub mod upgrade;
 mod users;
+mod volumes;
 
 pub use engine::{Engine, EngineConfig, Power};
 pub use serve::serve;

@@ -106,6 +106,7 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
             req.name = rest.first().map(|name| (*name).to_owned()).unwrap_or_default();
             crate::containers::route(engine, method.as_str(), rest, req).await
         }
+        (_, ["volumes", rest @ ..]) => crate::volumes::route(engine, method.as_str(), rest, req).await,
         ("POST" | "GET", ["exec", id, verb @ ("start" | "resize" | "json")]) => {
             req.name = (*id).to_owned();
             crate::exec::route(engine, verb, req).await
@@ -122,7 +123,6 @@ fn absent(kind: &str, name: &str) -> Option<ApiError> {
         // These exist; they cannot be looked at yet.
         ("networks", "bridge" | "none" | "host") => None,
         ("networks", _) => Some(ApiError::not_found(format!("network {name} not found"))),
-        ("volumes", _) => Some(ApiError::not_found(format!("get {name}: no such volume"))),
         ("plugins", _) => Some(ApiError::not_found(format!("plugin {name:?} not found"))),
         ("services" | "tasks" | "nodes" | "secrets" | "configs", _) => Some(ApiError::unavailable(
             "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
@@ -189,7 +189,6 @@ mod tests {
         assert_eq!(error.status, StatusCode::NOT_IMPLEMENTED);
         assert!(error.message.contains("POST /swarm/init"), "{}", error.message);
         for (kind, name, status) in [
-            ("volumes", "data", Some(StatusCode::NOT_FOUND)),
             ("networks", "mine", Some(StatusCode::NOT_FOUND)),
             ("services", "web", Some(StatusCode::SERVICE_UNAVAILABLE)),
             // These exist: 404 would be untrue.

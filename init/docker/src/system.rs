@@ -108,7 +108,7 @@ pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
         "Containers": running + stopped, "ContainersRunning": running, "ContainersPaused": 0,
         "ContainersStopped": stopped, "Images": images,
         "Driver": "btrfs", "DriverStatus": status,
-        "Plugins": {"Volume": [], "Network": ["bridge", "none"], "Authorization": null, "Log": ["json-file"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "none"], "Authorization": null, "Log": ["json-file"]},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
         "CPUSet": false, "PidsLimit": true, "OomKillDisable": false,
         "IPv4Forwarding": true, "Debug": false, "NFd": 0, "NGoroutines": 0, "NEventsListener": 0,

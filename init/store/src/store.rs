@@ -4,6 +4,7 @@
 //! template/          where layers start from (made with the filesystem)
 //! store/layers/HEX   one read-only subvolume a layer, named by chain id
 //! store/roots/ZONE   one subvolume a zone
+//! store/devices/    nodes of devices that zones are given
 //! store/tmp/         what is half-made; emptied by `open`
 //! store/mount/       where layers are attached for the moment in which an overlay is made
 //! volumes/, host/    see `volume.rs`

@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, chownat, fstat, mkdirat,
-    mknodat, open, openat, openat2, statx, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxAttributes, StatxFlags, chmodat,
+    chownat, fstat, mkdirat, mknodat, open, openat, openat2, renameat_with, statx, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -183,28 +183,47 @@ impl Store {
         Ok(Tree { mount, is_file })
     }
 
-    /// A mount of a node of its own for a device, which can be opened through it alone.
+    /// A mount of a node of the store's own for a device, which can be opened through it alone. Nodes are
+    /// kept: the kernel attaches no mount of what has no name.
     pub fn device_node(&self, node: NodeSpec, userns: BorrowedFd<'_>) -> Result<OwnedFd> {
-        let what = || format!("make a node of device {}:{}", node.major, node.minor);
-        let kind = if node.block {
-            FileType::BlockDevice
-        } else {
-            FileType::CharacterDevice
-        };
-        let name = self.serial_name("device");
-        let device = rustix::fs::makedev(node.major, node.minor);
-        mknodat(&self.tmp, &name, kind, Mode::empty(), device).during(what())?;
-        let made = (|| {
-            let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-            chownat(&self.tmp, &name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-            rustix::fs::chmodat(&self.tmp, &name, Mode::from_raw_mode(node.mode), AtFlags::empty())?;
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-            open_tree(&self.tmp, &name, flags)
-        })();
-        // The mount keeps it.
-        let removed = unlinkat(&self.tmp, &name, AtFlags::empty());
-        let mount = made.during(what())?;
-        removed.during(what())?;
+        let NodeSpec {
+            block,
+            major,
+            minor,
+            mode,
+            uid,
+            gid,
+        } = node;
+        let what = || format!("make a node of device {major}:{minor}");
+        let letter = if block { 'b' } else { 'c' };
+        let name = format!("{letter}-{major}-{minor}-{mode:o}-{uid}-{gid}");
+        let devices = self.path().join("store/devices");
+        std::fs::create_dir_all(&devices).during(what())?;
+        let place = devices.join(name);
+        if !place.exists() {
+            let draft = self.serial_name("device");
+            let kind = if block {
+                FileType::BlockDevice
+            } else {
+                FileType::CharacterDevice
+            };
+            let device = rustix::fs::makedev(major, minor);
+            mknodat(&self.tmp, &draft, kind, Mode::empty(), device).during(what())?;
+            let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+            let mode = Mode::from_raw_mode(mode);
+            chownat(&self.tmp, &draft, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .and_then(|()| chmodat(&self.tmp, &draft, mode, AtFlags::empty()))
+                .and_then(
+                    |()| match renameat_with(&self.tmp, &draft, CWD, &place, RenameFlags::NOREPLACE) {
+                        // Somebody else was faster.
+                        Err(Errno::EXIST) => unlinkat(&self.tmp, &draft, AtFlags::empty()),
+                        renamed => renamed,
+                    },
+                )
+                .during(what())?;
+        }
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = open_tree(CWD, &place, flags).during(what())?;
         sys::block::map_ids(&mount, userns).during(what())?;
         let own = Change {
             set: MountAttributes::NO_SUID.with(MountAttributes::NO_EXEC),

@@ -121,14 +121,15 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
         at: text(STAGING)?,
     });
     system_mounts(&mut b, spec.shm_size)?;
+    for mount in spec.mounts {
+        own_mount(&mut b, mount)?;
+    }
+    // After the mounts, one of which may lie over the folder that a file is in.
     for (path, data) in &spec.files {
         b.add(Step::File {
             path: text(path)?,
             data: data.clone(),
         });
-    }
-    for mount in spec.mounts {
-        own_mount(&mut b, mount)?;
     }
     for path in &spec.masked_paths {
         b.add(Step::Mask { path: text(&**path)? });

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::program::{Failure, Program, Step};
 use sys::readiness::{self, Interest};
 use sys::socket;
@@ -378,6 +379,13 @@ impl Pending {
     pub fn network_namespace(&self) -> Result<OwnedFd, Error> {
         let process = self.process.as_ref().ok_or(Error::NotRunning)?;
         sys::spawn::network_namespace(&process.pidfd).map_err(Error::io("open the zone's network namespace"))
+    }
+
+    /// Whether it has reported a step that failed: [`failure`](Self::failure) says which.
+    pub fn has_failed(&self) -> bool {
+        let mut report = [PollFd::new(&self.report, PollFlags::IN)];
+        let now = Timespec::default();
+        poll(&mut report, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// Ends the process, and says why it failed by itself, if it has. Nothing of it is left then, and

@@ -194,7 +194,7 @@ pub(crate) async fn start_boot_zone(engine: &Arc<Engine>, zone: &BootZone) -> Re
                 container
             } else if record.name == zone.name && record.config.labels.contains_key(BOOT_LABEL) {
                 // The recipe has changed: what it made before goes.
-                ending::remove(engine, &container, true).await?;
+                ending::remove(engine, &container, true, false).await?;
                 make(engine, zone, &request).await?
             } else {
                 // Somebody else's; the name decides, and says so.

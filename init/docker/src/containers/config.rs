@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use super::devices::DeviceMapping;
+use super::mounts::request::MountRequest;
 use crate::http::{ApiError, Result};
 
 /// Null means the default, as in Go.
@@ -61,6 +63,9 @@ pub(crate) struct Config {
     pub(crate) cmd: Option<Vec<String>>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) image: String,
+    /// Paths of volumes without a name.
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) volumes: BTreeMap<String, Value>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) working_dir: String,
     #[serde(deserialize_with = "words")]
@@ -146,8 +151,15 @@ pub(crate) struct HostConfig {
     pub(crate) shm_size: i64,
     #[serde(deserialize_with = "nullable")]
     pub(crate) sysctls: BTreeMap<String, String>,
-    #[serde(deserialize_with = "nullable")]
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) tmpfs: BTreeMap<String, String>,
+    pub(crate) binds: Option<Vec<String>>,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
+    pub(crate) mounts: Vec<MountRequest>,
+    pub(crate) volumes_from: Option<Vec<String>>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) volume_driver: String,
+    pub(crate) devices: Option<Vec<DeviceMapping>>,
     /// None stands for the usual ones, an empty list for none at all.
     pub(crate) masked_paths: Option<Vec<String>>,
     pub(crate) readonly_paths: Option<Vec<String>>,
@@ -216,6 +228,7 @@ const CONFIG: &[&str] = &[
     "Env",
     "Cmd",
     "Image",
+    "Volumes",
     "WorkingDir",
     "Entrypoint",
     "Labels",
@@ -235,7 +248,6 @@ const HOST_HARMLESS: &[&str] = &[
     "ContainerIDFile",
     "Annotations",
     "Isolation",
-    "VolumeDriver",
     "CpuCount",
     "CpuPercent",
 ];
@@ -250,7 +262,7 @@ const HOST_DEFAULTS: &[(&str, &[&str])] = &[
 ];
 
 /// Whether Go would take the value for one that is not set.
-fn is_zero(value: &Value) -> bool {
+pub(super) fn is_zero(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::Bool(on) => !on,
@@ -261,7 +273,7 @@ fn is_zero(value: &Value) -> bool {
     }
 }
 
-fn refuse(field: &str, why: &str) -> ApiError {
+pub(super) fn refuse(field: &str, why: &str) -> ApiError {
     ApiError::not_implemented(format!("Monobloc does not do {field} yet{why}; leave it out."))
 }
 
@@ -420,11 +432,6 @@ fn check_host(host: &HostConfig) -> Result<()> {
     if host.shm_size < 0 {
         return Err(ApiError::bad_request("SHM size can not be less than 0"));
     }
-    if let Some(path) = host.tmpfs.keys().find(|path| !path.starts_with('/')) {
-        return Err(ApiError::bad_request(format!(
-            "HostConfig.Tmpfs: {path:?} is no absolute path"
-        )));
-    }
     Ok(())
 }
 
@@ -471,7 +478,6 @@ mod tests {
     fn a_field_that_is_not_done_is_refused_by_its_name() {
         for (host, field) in [
             (json!({"Privileged": true}), "HostConfig.Privileged"),
-            (json!({"Binds": ["/a:/b"]}), "HostConfig.Binds"),
             (json!({"NetworkMode": "host"}), "HostConfig.NetworkMode"),
             (json!({"PidMode": "host"}), "HostConfig.PidMode"),
             (json!({"SomethingNew": 7}), "HostConfig.SomethingNew"),
@@ -485,8 +491,6 @@ mod tests {
             assert_eq!(error.status, hyper::StatusCode::NOT_IMPLEMENTED, "{field}");
             assert!(error.message.contains(field), "{}", error.message);
         }
-        let error = parse(json!({"Image": "x", "Volumes": {"/data": {}}})).unwrap_err();
-        assert!(error.message.contains("Volumes"), "{}", error.message);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use zones::log::Progress;
 use zones::{IDS_PER_ZONE, IdMap, Process};
 
 use super::config::{Config, HostConfig};
+use super::mounts::Point;
 use crate::http::{ApiError, Result};
 use crate::streams::Streams;
 
@@ -54,6 +55,9 @@ pub(crate) struct Record {
     /// With the image's own settings merged in.
     pub(crate) config: Config,
     pub(crate) host: HostConfig,
+    /// Settled at the creation.
+    #[serde(default)]
+    pub(crate) mounts: Vec<Point>,
     /// First id on the host of the zone's own.
     pub(crate) first_id: u32,
     pub(crate) status: Status,

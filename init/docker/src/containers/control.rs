@@ -117,9 +117,9 @@ pub(crate) async fn remove(engine: &Arc<Engine>, req: &Request) -> Result<Respon
             "Monobloc does not do links; leave the parameter link out.",
         ));
     }
-    let force = req.query.flag("force");
+    let (force, volumes) = (req.query.flag("force"), req.query.flag("v"));
     let engine = engine.clone();
-    tokio::spawn(async move { ending::remove(&engine, &container, force).await }).await??;
+    tokio::spawn(async move { ending::remove(&engine, &container, force, volumes).await }).await??;
     no_content()
 }
 
@@ -137,7 +137,7 @@ pub(crate) async fn prune(engine: &Arc<Engine>, req: &Request) -> Result<Respons
         }
         let engine = engine.clone();
         // In a task of its own, as all removals: a client that goes away leaves none half-done.
-        let removal = tokio::spawn(async move { ending::remove(&engine, &container, false).await });
+        let removal = tokio::spawn(async move { ending::remove(&engine, &container, false, false).await });
         if removal.await?.is_ok() {
             removed.push(record.id);
         }

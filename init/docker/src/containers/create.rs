@@ -9,7 +9,7 @@ use store::{Image, Store};
 use super::config::{self, Config, Wanted};
 use super::container::{Container, NEVER, Record, Status};
 use super::registry::new_id;
-use super::{names, spec};
+use super::{mounts, names, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, json};
 
@@ -20,7 +20,7 @@ pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Res
         check_platform(platform)?;
     }
     let wanted = config::parse(body)?;
-    let warnings = spec::warnings(&wanted.host);
+    let warnings = [spec::warnings(&wanted.host), mounts::warnings(&wanted)].concat();
     // In a task of its own: a client that goes away leaves nothing half-made.
     let engine = engine.clone();
     let making = tokio::spawn(async move { make(&engine, &name, wanted).await });
@@ -62,6 +62,13 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
         host,
     };
     spec::check(&wanted)?;
+    let command = [&wanted.config.entrypoint, &wanted.config.cmd];
+    if command.into_iter().flatten().flatten().all(String::is_empty) {
+        return Err(ApiError::bad_request("no command specified"));
+    }
+    // Held until the container is known as one that uses its volumes.
+    let turn = engine.volumes.turn.lock().await;
+    let settled = mounts::settle(engine, &store, &wanted.config, &wanted.host).await?;
     let record = Record {
         id: new_id()?,
         name: name.to_owned(),
@@ -69,6 +76,7 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
         image: image.id.to_string(),
         config: wanted.config,
         host: wanted.host,
+        mounts: settled.points,
         first_id: 0,
         status: Status::Created,
         started: NEVER.to_owned(),
@@ -79,18 +87,28 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
         restarts: 0,
         stopped: false,
     };
-    if record.command().iter().all(String::is_empty) {
-        return Err(ApiError::bad_request("no command specified"));
-    }
-    let container = engine.containers().await?.add(record)?;
+    let added = match engine.containers().await {
+        Ok(containers) => containers.add(record),
+        Err(error) => Err(error),
+    };
+    let container = match added {
+        Ok(container) => container,
+        Err(error) => {
+            mounts::forget(engine, &store, &settled.made).await;
+            return Err(error);
+        }
+    };
+    drop(turn);
     // Nobody starts it before it is all there.
     let turn = container.turn.lock().await;
     let placed = {
-        let container = container.clone();
+        let (store, container) = (store.clone(), container.clone());
         blocking(move || place(&store, &container, &image)).await
     };
     if let Err(error) = placed {
         engine.containers.remove(&container.id);
+        let _turn = engine.volumes.turn.lock().await;
+        mounts::forget(engine, &store, &settled.made).await;
         return Err(error);
     }
     drop(turn);
@@ -103,7 +121,8 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
 
 fn place(store: &Store, container: &Container, image: &Image) -> Result<(), store::Error> {
     store.create_root(&container.id, &image.id)?;
-    container.save(store).inspect_err(|_| {
+    let filled = mounts::fill(store, &container.record(), &image.id);
+    filled.and_then(|()| container.save(store)).inspect_err(|_| {
         // What is left of it is collected with the store's next opening.
         let _ = store.remove_root(&container.id);
     })
@@ -144,6 +163,12 @@ fn merge(mut config: Config, image: &Image) -> Config {
         config
             .exposed_ports
             .entry(key.clone())
+            .or_insert_with(|| value.clone());
+    }
+    for (path, value) in &own.volumes {
+        config
+            .volumes
+            .entry(path.clone())
             .or_insert_with(|| value.clone());
     }
     if config.stop_signal.is_none() {

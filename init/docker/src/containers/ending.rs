@@ -14,6 +14,7 @@ use super::container::{Container, Life, Status, log_path, states};
 use super::spec;
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking};
+use crate::volumes;
 
 /// How long a request that kills a container waits for its end.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
@@ -110,12 +111,17 @@ pub(crate) async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signa
     Ok(())
 }
 
-/// Removes a container; one that runs only by force.
-pub(crate) async fn remove(engine: &Arc<Engine>, container: &Arc<Container>, force: bool) -> Result<()> {
+/// Removes a container; one that runs only by force. With `volumes` those go too that were made for it.
+pub(crate) async fn remove(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    force: bool,
+    volumes: bool,
+) -> Result<()> {
     let store = engine.store().await?;
     loop {
         match find(container).await {
-            Found::Idle(_turn) => return remove_in_turn(engine, container, &store).await,
+            Found::Idle(_turn) => return remove_in_turn(engine, container, &store, volumes).await,
             Found::Running(_) if !force => {
                 let name = container.record().name;
                 return Err(ApiError::conflict(format!(
@@ -140,6 +146,7 @@ pub(crate) async fn remove_in_turn(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
     store: &Arc<Store>,
+    volumes: bool,
 ) -> Result<()> {
     if container.life.borrow().removed {
         return Ok(());
@@ -155,6 +162,11 @@ pub(crate) async fn remove_in_turn(
     engine.containers.remove(&container.id);
     engine.tell("container", "destroy", container);
     container.streams.close();
+    let discarded = if volumes {
+        volumes::discard_of(engine, store, &container.record()).await
+    } else {
+        Ok(())
+    };
     container.life.send_modify(|life| life.removed = true);
-    Ok(())
+    discarded
 }

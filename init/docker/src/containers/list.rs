@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use store::Store;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::container::{Container, Record, Status};
+use super::mounts;
 use super::show::{endpoint_settings, protocol};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, ok};
 use crate::query::Filters;
 
 const FILTERS: &[&str] = &[
-    "ancestor", "before", "exited", "id", "label", "name", "network", "since", "status",
+    "ancestor", "before", "exited", "id", "label", "name", "network", "since", "status", "volume",
 ];
 
 pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
@@ -50,6 +52,7 @@ pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response
     // Times have one form, so that their text sorts as they do.
     records.sort_by(|(_, a), (_, b)| b.created.cmp(&a.created));
     let ancestors = ancestors(engine, &filters).await?;
+    let store = engine.store().await?;
     let mut shown = Vec::new();
     for (_, record) in &records {
         let in_time = before.as_ref().is_none_or(|before| record.created < *before)
@@ -57,7 +60,7 @@ pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response
         let running = matches!(record.status, Status::Running | Status::Restarting);
         let of_image = filters.get("ancestor").is_empty() || ancestors.contains(&record.image);
         if (everything || running) && in_time && of_image && matches(record, &filters)? {
-            shown.push(summary(engine, record));
+            shown.push(summary(engine, &store, record));
         }
         if limit.is_some_and(|limit| shown.len() >= limit) {
             break;
@@ -120,10 +123,11 @@ fn matches(record: &Record, filters: &Filters) -> Result<bool> {
             record.status == Status::Exited && record.exit_code.to_string() == code
         })
         && filters.matches("network", |wanted| wanted == network)
+        && filters.matches("volume", |wanted| mounts::names(record, wanted))
         && filters.labels(|key| record.config.labels.get(key).map(String::as_str)))
 }
 
-fn summary(engine: &Engine, record: &Record) -> Value {
+fn summary(engine: &Engine, store: &Store, record: &Record) -> Value {
     let network = engine.network_now();
     let endpoint = network.as_ref().and_then(|network| network.endpoint(&record.id));
     let bound = network
@@ -158,7 +162,7 @@ fn summary(engine: &Engine, record: &Record) -> Value {
         "State": record.status.text(), "Status": status(record, OffsetDateTime::now_utc()),
         "HostConfig": {"NetworkMode": name},
         "NetworkSettings": {"Networks": {name: endpoint_settings(name, endpoint.as_ref())}},
-        "Mounts": [],
+        "Mounts": mounts::show(store, record),
     })
 }
 

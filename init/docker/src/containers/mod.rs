@@ -3,6 +3,7 @@
 //! - [`config`]: what a client asks for, and what is refused
 //! - [`container`], [`registry`]: one, and all of them
 //! - [`spec`]: from the record to what `zones` runs
+//! - [`mounts`], [`devices`]: what of the machine and of the pool is put into one
 //! - [`create`], [`run`], [`ending`]: making; starting and what follows; stopping, killing, removing
 //! - [`show`], [`logs`], [`attach`], [`control`]: the endpoints
 
@@ -12,9 +13,11 @@ mod config;
 mod container;
 mod control;
 mod create;
+pub(crate) mod devices;
 mod ending;
 mod list;
 pub(crate) mod logs;
+pub(crate) mod mounts;
 mod names;
 mod registry;
 mod revive;
@@ -25,7 +28,7 @@ pub(crate) mod spec;
 use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
-pub(crate) use container::{Container, Status};
+pub(crate) use container::{Container, Record, Status};
 pub(crate) use registry::{Containers, new_id};
 
 use crate::engine::Engine;

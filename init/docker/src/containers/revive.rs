@@ -114,7 +114,7 @@ pub(super) async fn carry_out(
         Verdict::Remove => {
             let _turn = container.turn.lock().await;
             if container.process().is_none() {
-                let removed = remove_in_turn(engine, container, store).await;
+                let removed = remove_in_turn(engine, container, store, true).await;
                 report(&container.id, "remove it", removed);
             }
         }

@@ -17,11 +17,12 @@ use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
 use super::config::Wanted;
 use super::container::{Container, NEVER, Record, Status, log_path, save};
 use super::ending::{SIGKILL, remove_in_turn};
-use super::{registry, spec};
+use super::{devices, mounts, registry, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
 use crate::streams::Ends;
 use crate::users::Databases;
+use crate::volumes;
 
 /// How long the rest of a container's output may hold up the settling of its end.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
@@ -62,6 +63,7 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
             record.name = container.lock().name.clone();
             *container.lock() = record;
             watch_over(engine, container, store, running);
+            volumes::tell_use(engine, &container.record(), true);
             engine.tell("container", "start", container);
             Ok(())
         }
@@ -140,11 +142,15 @@ async fn launch(
         };
         let (root, zone) = prepare(container, store, record, network.as_deref()).await?;
         let pending = engine.zones.create(zone, root).await?;
-        connect(&pending, record, network.as_ref()).await?;
-        Ok::<_, ApiError>(pending)
+        match connect(&pending, record, network.as_ref()).await {
+            Ok(()) => Ok(pending),
+            // A process that has ended says itself why; the network only misses it.
+            Err(_) if pending.has_failed() => Err(LaunchError::Start(pending.failure().await)),
+            Err(error) => Err(error.into()),
+        }
     };
     let (written, pending) = tokio::join!(writing, setting_up);
-    let pending = pending?;
+    let pending: Pending = pending?;
     let log = written?;
     let (process, stdio) = pending.release().await.map_err(LaunchError::Start)?;
     match container.streams.open(stdio, &engine.zones, &container.id) {
@@ -182,12 +188,16 @@ async fn prepare(
             .map_err(|error| ApiError::internal(format!("Cannot make a user namespace: {error}.")))?;
         let root = mount(&store, &record, namespace.as_fd())?;
         let user = Databases::read(root.as_fd()).find(&record.config.user, &record.host.group_add)?;
+        let (devices, mut mounts) = devices::attach(&store, &record.host, namespace.as_fd())?;
+        mounts.extend(mounts::attach(&store, &record, root.as_fd(), namespace.as_fd())?);
         let address = gateway.and_then(|gateway| address(gateway, record.first_id));
         // Without one there are no name servers yet.
         let resolv_conf = std::fs::read("/etc/resolv.conf").unwrap_or_default();
         let now = spec::Circumstances {
             user,
             address,
+            mounts,
+            devices,
             resolv_conf,
         };
         Ok::<_, ApiError>((root, spec::zone(&record, now)?))
@@ -276,7 +286,7 @@ pub(super) async fn fail(
         life.code = failure.code;
     });
     if container.record().host.auto_remove {
-        let removed = remove_in_turn(engine, container, store).await;
+        let removed = remove_in_turn(engine, container, store, true).await;
         report(&id, "remove it", removed);
     }
 }
@@ -335,7 +345,7 @@ async fn bury(
     // Only now: a successor would not know otherwise how it ended.
     forget(&engine, &container.id).await;
     if container.record().host.auto_remove {
-        let removed = remove_in_turn(&engine, &container, &store).await;
+        let removed = remove_in_turn(&engine, &container, &store, true).await;
         report(&container.id, "remove it", removed);
     } else if let Some(pause) = restart {
         tokio::spawn(start_again(engine.clone(), container.clone(), pause));
@@ -398,6 +408,7 @@ fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) ->
         engine.tell("container", "oom", container);
     }
     engine.tell_exit(container, exit.code);
+    volumes::tell_use(engine, &container.record(), false);
     pause
 }
 

@@ -7,7 +7,7 @@ use network::{BoundPort, Endpoint};
 use serde_json::{Map, Value, json};
 
 use super::container::{Container, Record, Status, log_path};
-use super::spec;
+use super::{mounts, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, ok};
 
@@ -40,7 +40,7 @@ async fn describe(engine: &Arc<Engine>, container: &Container) -> Result<Value> 
         "ExecIDs": engine.execs.of(&record.id),
         "HostConfig": host_config(&record)?,
         "GraphDriver": {"Name": "btrfs", "Data": null},
-        "Mounts": [],
+        "Mounts": mounts::show(&store, &record),
         "Config": config(&record)?,
         "NetworkSettings": network_settings(engine, &record),
     }))
@@ -83,7 +83,7 @@ fn config(record: &Record) -> Result<Value> {
     let mut shown = to_json(&record.config)?;
     if let Value::Object(map) = &mut shown {
         map.insert("Hostname".to_owned(), json!(spec::hostname(record)));
-        map.insert("Volumes".to_owned(), Value::Null);
+        map.entry("Volumes".to_owned()).or_insert(Value::Null);
         map.insert("OnBuild".to_owned(), Value::Null);
     }
     Ok(shown)

@@ -15,12 +15,12 @@ mod testing;
 
 use std::net::Ipv4Addr;
 
-use zones::{MASKED_PATHS, ProcessSpec, READ_ONLY_PATHS, TerminalSize, ZoneSpec};
+use zones::{Device, MASKED_PATHS, Mount, ProcessSpec, READ_ONLY_PATHS, TerminalSize, ZoneSpec};
 
 use device_rules::device_rules;
 use limits::rlimits;
 pub(crate) use limits::{check_limits, limits, warnings};
-use mounts::{paths, tmpfs};
+use mounts::paths;
 use names::{extra_host, hosts, resolv_conf};
 pub(crate) use ports::ports;
 use security::{capabilities, security};
@@ -42,7 +42,8 @@ pub(crate) fn check(wanted: &Wanted) -> Result<()> {
     check_limits(&wanted.host)?;
     device_rules(&wanted.host)?;
     rlimits(&wanted.host)?;
-    tmpfs(&wanted.host)?;
+    super::mounts::check(wanted)?;
+    super::devices::check(&wanted.host)?;
     ports(wanted)?;
     for entry in &wanted.host.extra_hosts {
         extra_host(entry)?;
@@ -57,6 +58,8 @@ pub(crate) fn check(wanted: &Wanted) -> Result<()> {
 pub(crate) struct Circumstances {
     pub(crate) user: Found,
     pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) mounts: Vec<Mount>,
+    pub(crate) devices: Vec<Device>,
     /// The host's `/etc/resolv.conf`.
     pub(crate) resolv_conf: Vec<u8>,
 }
@@ -72,11 +75,13 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         },
         _ => TerminalSize::default(),
     });
-    let files = vec![
+    let mut files = vec![
         ("/etc/hosts".to_owned(), hosts(record, &hostname, now.address)?),
         ("/etc/hostname".to_owned(), format!("{hostname}\n").into_bytes()),
         ("/etc/resolv.conf".to_owned(), resolv_conf(host, now.resolv_conf)),
     ];
+    // A mount in a file's place goes before it.
+    files.retain(|(path, _)| record.mounts.iter().all(|point| point.destination != *path));
     Ok(ZoneSpec {
         id: record.id.clone(),
         process: ProcessSpec {
@@ -97,10 +102,10 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         ids: record.ids(),
         limits: limits(host)?,
         read_only_root: host.readonly_rootfs,
-        mounts: tmpfs(host)?,
+        mounts: now.mounts,
         masked_paths: paths(host.masked_paths.as_deref(), MASKED_PATHS),
         read_only_paths: paths(host.readonly_paths.as_deref(), READ_ONLY_PATHS),
-        devices: Vec::new(),
+        devices: now.devices,
         device_rules: device_rules(host)?,
         files,
         shm_size: positive(host.shm_size).unwrap_or(DEFAULT_SHM),
