@@ -17,7 +17,7 @@ use zones::{Process, StartError, TerminalSize};
 use crate::containers::{Container, logs, new_id, size, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Hijack, Request, Response, Result, blocking, empty, json, ok, with_causes};
-use crate::streams::{self, Attachment, Streams, frame, parse_detach_keys};
+use crate::streams::{self, Attachment, Source, Streams, frame, parse_detach_keys};
 use crate::users::Databases;
 
 /// How long one that has ended can be asked for.
@@ -273,7 +273,7 @@ async fn serve(
         close_stdin: true,
         detach_keys: keys(&exec.wanted).unwrap_or_default(),
     };
-    streams::attend(&exec.streams, listener, hijack, wanted)
+    streams::attend(&exec.streams, Source::Queue(listener), hijack, wanted)
         .await
         .map(drop)
 }
@@ -312,7 +312,7 @@ async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -
     engine.tell("container", &action, &exec.container);
     let pumping = {
         let exec = exec.clone();
-        tokio::spawn(async move { exec.streams.pump(ends, None).await })
+        tokio::spawn(async move { exec.streams.pump(ends).await })
     };
     tokio::spawn(bury(engine.clone(), exec.clone(), key, pumping));
     Ok(())

@@ -253,6 +253,15 @@ pub enum Hijack {
 }
 
 impl Hijack {
+    /// The sender of the streamed body, which tells when the client has gone. Without a body the
+    /// connection's own input tells.
+    pub(crate) fn body(&self) -> Option<BodySender> {
+        match self {
+            Self::Upgrade(_) => None,
+            Self::Streams(_, sender) => Some(sender.clone()),
+        }
+    }
+
     /// Waits until the response's head is sent; the client's input and the way to it.
     pub async fn streams(self) -> io::Result<(Input, Output)> {
         match self {

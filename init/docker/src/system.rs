@@ -7,6 +7,7 @@ use hyper::StatusCode;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 
+use crate::containers::LogDriver;
 use crate::containers::logs::moment;
 use crate::engine::{Engine, Power};
 use crate::events::Event;
@@ -108,7 +109,7 @@ pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
         "Containers": running + stopped, "ContainersRunning": running, "ContainersPaused": 0,
         "ContainersStopped": stopped, "Images": images,
         "Driver": "btrfs", "DriverStatus": status,
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "none"], "Authorization": null, "Log": ["json-file"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "none"], "Authorization": null, "Log": LogDriver::NAMES},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
         "CPUSet": false, "PidsLimit": true, "OomKillDisable": false,
         "IPv4Forwarding": true, "Debug": false, "NFd": 0, "NGoroutines": 0, "NEventsListener": 0,

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sys::program::{Failure, Program, Step};
@@ -21,7 +22,7 @@ use crate::error::{Error, StartError};
 use crate::keeper::{Client, RawExit, Restored};
 use crate::spec::{IdMap, ProcessSpec, ZoneSpec};
 use crate::stdio::{
-    self, Channels, ParentStdio, REPORT, STDERR, STDIN, STDOUT, Stdio, TERMINAL, TERMINAL_SOCKET,
+    self, Channels, ParentStdio, RELAY, REPORT, STDERR, STDIN, STDOUT, Stdio, TERMINAL, TERMINAL_SOCKET,
 };
 
 /// How a process ended.
@@ -40,6 +41,8 @@ pub struct ExitStatus {
 pub struct Zones {
     keeper: Client,
     cgroups: Cgroups,
+    /// Those that process 1 had kept, by the key of the process, until they are asked for.
+    relays: Arc<Mutex<HashMap<String, OwnedFd>>>,
 }
 
 /// A process that a predecessor of this supervisor started.
@@ -101,8 +104,16 @@ impl Zones {
         socket: OwnedFd,
         cgroups: Cgroups,
     ) -> Result<(Self, Vec<Survivor>, HashMap<String, OwnedFd>), Error> {
-        let (keeper, Restored { processes, kept }) = Client::connect(socket).await?;
-        let zones = Self { keeper, cgroups };
+        let (keeper, Restored { mut processes, kept }) = Client::connect(socket).await?;
+        let relays = processes
+            .iter_mut()
+            .filter_map(|process| Some((process.key.clone(), process.kept.remove(RELAY)?)))
+            .collect();
+        let zones = Self {
+            keeper,
+            cgroups,
+            relays: Arc::new(Mutex::new(relays)),
+        };
         let survivors = processes
             .into_iter()
             .map(|mut restored| Survivor {
@@ -276,6 +287,22 @@ impl Zones {
     /// the caller has closed his own.
     pub async fn close_input(&self, key: &str) -> Result<(), Error> {
         self.keeper.release_with(key, STDIN).await
+    }
+
+    /// The pipe between a process's terminal and its log, which process 1 keeps until the process is
+    /// acknowledged: what a predecessor had on the way is still in it. Each is given once.
+    pub async fn relay(&self, key: &str) -> Result<OwnedFd, Error> {
+        let inherited = self
+            .relays
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(key);
+        if let Some(relay) = inherited {
+            return Ok(relay);
+        }
+        let relay = stdio::relay().map_err(Error::io("make a pipe for a terminal's log"))?;
+        self.keeper.keep_with(key, RELAY, relay.as_fd()).await?;
+        Ok(relay)
     }
 
     /// The exit status of an added process is safe; process 1 forgets it.

@@ -33,6 +33,18 @@ pub(crate) const TERMINAL: &str = "terminal";
 /// terminal's master will come.
 pub(crate) const REPORT: &str = "report";
 pub(crate) const TERMINAL_SOCKET: &str = "terminal socket";
+/// Name under which process 1 keeps what lies between a terminal and its log.
+pub(crate) const RELAY: &str = "relay";
+
+/// A pipe that is both ends in one descriptor, in non-blocking mode.
+pub(crate) fn relay() -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags, open};
+    use std::os::fd::AsRawFd;
+    let (read, _write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let path = format!("/proc/self/fd/{}", read.as_raw_fd());
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(open(path, flags, Mode::empty())?)
+}
 
 pub(crate) struct Channels {
     pub(crate) child: ChildEnds,

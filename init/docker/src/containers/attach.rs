@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::logs::{Replay, content_type};
+use super::container::{Container, log_path};
+use super::logs::content_type;
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result};
-use crate::streams::{self, Attachment, Listener, parse_detach_keys};
+use crate::streams::{self, Attachment, Follower, Listener, Source, Span, parse_detach_keys};
 
 /// Hears the container from here on, also before its start: the listener is in place when the client
 /// has the answer.
@@ -18,10 +19,11 @@ pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Respons
         .ok_or_else(|| ApiError::bad_request(format!("Invalid escape keys ({keys}) provided")))?;
     let (stdout, stderr) = (query.flag("stdout"), query.flag("stderr"));
     let stream = query.flag("stream");
-    let replay = if query.flag("logs") {
-        Some(Replay::open(engine, &container, stdout, stderr).await?)
-    } else {
-        None
+    let span = match (query.flag("logs"), stream) {
+        (true, true) => Some(Span::Whole),
+        (true, false) => Some(Span::Past),
+        (false, true) => Some(Span::Present),
+        (false, false) => None,
     };
     let wanted = Attachment {
         stdin: stream && query.flag("stdin") && config.open_stdin,
@@ -31,11 +33,7 @@ pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Respons
         close_stdin: config.stdin_once,
         detach_keys,
     };
-    let listener = if stream && replay.is_none() {
-        container.streams.listen()
-    } else {
-        Listener::deaf()
-    };
+    let source = source(engine, &container, span).await?;
     let (response, hijack) = {
         let kind = content_type(req.version, config.tty);
         req.hijack(kind)
@@ -44,14 +42,28 @@ pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Respons
     engine.tell("container", "attach", &container);
     tokio::spawn(async move {
         let own = &container.streams;
-        let attended = match replay {
-            Some(replay) => streams::attend_after(own, replay, stream, hijack, wanted).await,
-            None => streams::attend(own, listener, hijack, wanted).await,
-        };
         // A client that goes away is no failure.
-        if let Ok(true) = attended {
+        if let Ok(true) = streams::attend(own, source, hijack, wanted).await {
             engine.tell("container", "detach", &container);
         }
     });
     Ok(response)
+}
+
+async fn source(engine: &Arc<Engine>, container: &Container, span: Option<Span>) -> Result<Source> {
+    let Some(span) = span else {
+        return Ok(Source::Queue(Listener::deaf()));
+    };
+    if container.keeps_log() {
+        let dir = log_path(&*engine.store().await?, &container.id)?;
+        let progress = container.log.subscribe();
+        let follower = Follower::open(&container.streams, progress, dir, span).await?;
+        return Ok(Source::Log(follower));
+    }
+    match span {
+        Span::Past => Err(ApiError::not_implemented(
+            "configured logging driver does not support reading",
+        )),
+        Span::Present | Span::Whole => Ok(Source::Queue(container.streams.listen())),
+    }
 }

@@ -129,7 +129,7 @@ async fn drain(engine: Arc<Engine>, process: Process, stdio: Option<Stdio>) {
     let streams = Streams::default();
     let pumping = async {
         if let Some(Ok(ends)) = stdio.map(|stdio| streams.open(stdio, &engine.zones, &process.key)) {
-            streams.pump(ends, None).await;
+            streams.pump(ends).await;
         }
         std::future::pending::<()>().await;
     };

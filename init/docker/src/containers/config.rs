@@ -9,11 +9,12 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::devices::DeviceMapping;
+use super::log_driver::LogConfig;
 use super::mounts::request::MountRequest;
 use crate::http::{ApiError, Result};
 
 /// Null means the default, as in Go.
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+pub(crate) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     from: D,
 ) -> std::result::Result<T, D::Error> {
     Ok(Option::deserialize(from)?.unwrap_or_default())
@@ -121,6 +122,8 @@ pub(crate) struct HostConfig {
     pub(crate) pids_limit: Option<i64>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) ulimits: Vec<Ulimit>,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) log_config: LogConfig,
     #[serde(deserialize_with = "nullable")]
     pub(crate) network_mode: String,
     #[serde(deserialize_with = "nullable")]
@@ -335,7 +338,6 @@ fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
             "CpuRealtimePeriod" | "CpuRealtimeRuntime" => return Err(never(field, NO_REAL_TIME)),
             "MemorySwappiness" => return Err(never(field, NO_SWAPPINESS)),
             "CgroupParent" => return Err(never(field, NO_PARENT)),
-            "LogConfig" => check_log(value)?,
             _ => {
                 return Err(refuse(
                     &format!("HostConfig.{field}"),
@@ -345,20 +347,6 @@ fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn check_log(value: &Value) -> Result<()> {
-    let kind = value.get("Type").and_then(Value::as_str).unwrap_or_default();
-    if !matches!(kind, "" | "json-file") {
-        return Err(refuse(
-            "HostConfig.LogConfig.Type",
-            &format!(" ({kind}; json-file is what there is)"),
-        ));
-    }
-    match value.get("Config") {
-        Some(options) if !is_zero(options) => Err(refuse("HostConfig.LogConfig.Config", "")),
-        _ => Ok(()),
-    }
 }
 
 /// The parts of a create request.
@@ -407,6 +395,7 @@ pub(crate) fn parse(body: Value) -> Result<Wanted> {
 }
 
 fn check_host(host: &HostConfig) -> Result<()> {
+    host.log_config.check()?;
     match host.network_mode.as_str() {
         "" | "default" | "bridge" | "none" => {}
         other => {
@@ -481,10 +470,6 @@ mod tests {
             (json!({"NetworkMode": "host"}), "HostConfig.NetworkMode"),
             (json!({"PidMode": "host"}), "HostConfig.PidMode"),
             (json!({"SomethingNew": 7}), "HostConfig.SomethingNew"),
-            (
-                json!({"LogConfig": {"Type": "syslog"}}),
-                "HostConfig.LogConfig.Type",
-            ),
             (json!({"Init": true}), "HostConfig.Init"),
         ] {
             let error = parse(json!({"Image": "x", "HostConfig": host})).unwrap_err();
@@ -501,6 +486,8 @@ mod tests {
             json!({"CpuRealtimeRuntime": 5}),
             json!({"MemorySwappiness": 10}),
             json!({"CgroupParent": "/mine"}),
+            json!({"LogConfig": {"Type": "syslog"}}),
+            json!({"LogConfig": {"Type": "json-file", "Config": {"colour": "red"}}}),
         ] {
             let error = parse(json!({"Image": "x", "HostConfig": host})).unwrap_err();
             assert_eq!(error.status, hyper::StatusCode::BAD_REQUEST, "{}", error.message);

@@ -116,6 +116,8 @@ pub(crate) struct Container {
     process: Mutex<Option<Arc<Process>>>,
     pub(crate) streams: Streams,
     pub(crate) log: watch::Sender<Progress>,
+    /// Held by whoever writes the log: one life's words wait for those of the life before.
+    pub(crate) log_turn: Arc<tokio::sync::Mutex<()>>,
     pub(crate) life: watch::Sender<Life>,
     user_namespace: Mutex<Option<Arc<OwnedFd>>>,
 }
@@ -137,6 +139,7 @@ impl Container {
             process: Mutex::default(),
             streams: Streams::default(),
             log: watch::channel(ended).0,
+            log_turn: Arc::default(),
             life: watch::channel(life).0,
             user_namespace: Mutex::default(),
         })
@@ -181,6 +184,15 @@ impl Container {
         Ok(namespace)
     }
 
+    /// Whether what it says is kept.
+    pub(crate) fn keeps_log(&self) -> bool {
+        self.lock()
+            .host
+            .log_config
+            .limits()
+            .is_ok_and(|limits| limits.is_some())
+    }
+
     /// Writes the record as it is now. Blocks.
     pub(crate) fn save(&self, store: &Store) -> Result<(), store::Error> {
         save(store, &self.record())
@@ -195,7 +207,7 @@ pub(crate) fn states(store: &Store) -> Result<StateDir, store::Error> {
     store.objects(KIND)
 }
 
-/// Where what the container says is kept.
+/// The folder in which what the container says is kept.
 pub(crate) fn log_path(store: &Store, id: &str) -> Result<PathBuf, store::Error> {
-    Ok(store.directory("logs")?.join(format!("{id}.log")))
+    Ok(store.directory("logs")?.join(id))
 }

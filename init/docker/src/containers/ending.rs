@@ -155,7 +155,7 @@ pub(crate) async fn remove_in_turn(
     blocking(move || {
         // The record last: what is half-removed can be removed again.
         kept.remove_root(&id)?;
-        let _ = std::fs::remove_file(log_path(&kept, &id)?);
+        let _ = std::fs::remove_dir_all(log_path(&kept, &id)?);
         states(&kept)?.remove(&id)
     })
     .await?;

@@ -2,12 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tokio::io::AsyncWriteExt;
 use zones::log::{Entry, Progress, Reader, Selection};
 
 use super::container::{Container, log_path};
@@ -18,6 +18,8 @@ use crate::streams::frame;
 
 /// From this version on the answer says whether it is frames.
 const TYPED: ApiVersion = ApiVersion(1, 42);
+/// How long one who follows up to a moment waits for what was said just before it.
+const AFTERTHOUGHT: Duration = Duration::from_secs(1);
 pub(crate) const RAW: &str = "application/vnd.docker.raw-stream";
 pub(crate) const FRAMES: &str = "application/vnd.docker.multiplexed-stream";
 
@@ -39,17 +41,27 @@ pub(crate) async fn logs(engine: &Arc<Engine>, req: &Request) -> Result<Response
             "Bad parameters: you must choose at least one stream",
         ));
     }
+    let record = container.record();
+    if !container.keeps_log() {
+        return Err(ApiError::not_implemented(
+            "configured logging driver does not support reading",
+        ));
+    }
     let follow = req.query.flag("follow");
-    let terminal = container.record().config.tty;
+    let terminal = record.config.tty;
     let form = Form {
         timestamps: req.query.flag("timestamps"),
-        details: req.query.flag("details").then(|| details(&container)),
+        details: req
+            .query
+            .flag("details")
+            .then(|| record.host.log_config.details(&record)),
         terminal,
     };
     let path = log_path(&store, &container.id)?;
     // Before the first look into the file: nothing that comes between is missed.
     let progress = container.log.subscribe();
     let reader = blocking(move || Reader::open(&path, selection).map_err(unreadable)).await?;
+    let until = selection.until;
     let (sender, body) = channel();
     tokio::spawn(async move {
         let telling = tell(reader, progress, follow, form, &sender, &container);
@@ -57,6 +69,8 @@ pub(crate) async fn logs(engine: &Arc<Engine>, req: &Request) -> Result<Response
             // The client goes, or the pool fails: either way the answer ends.
             _ = telling => {}
             () = sender.closed() => {}
+            // Nothing that comes later is wanted.
+            () = come(until), if follow => {}
         }
     });
     let mut response = hyper::Response::new(body);
@@ -67,34 +81,39 @@ pub(crate) async fn logs(engine: &Arc<Engine>, req: &Request) -> Result<Response
     Ok(response)
 }
 
-fn unreadable(error: io::Error) -> ApiError {
+pub(crate) fn unreadable(error: io::Error) -> ApiError {
     ApiError::internal(format!("Cannot read the container's log: {error}."))
+}
+
+/// Returns when a moment has come, and what was said up to then has had time to be written.
+async fn come(moment: Option<i128>) {
+    let Some(moment) = moment else {
+        return std::future::pending().await;
+    };
+    let left = moment - OffsetDateTime::now_utc().unix_timestamp_nanos();
+    let left = Duration::from_nanos(u64::try_from(left.max(0)).unwrap_or(u64::MAX));
+    tokio::time::sleep(left.saturating_add(AFTERTHOUGHT)).await;
 }
 
 struct Form {
     timestamps: bool,
-    /// The container's labels, before each line.
+    /// What the log's options name, before each line.
     details: Option<String>,
     terminal: bool,
 }
 
-/// Docker gives here what the log driver was told to; of this one it is nothing.
-fn details(_: &Container) -> String {
-    String::new()
-}
-
 impl Form {
     fn write(&self, entry: &Entry, into: &mut Vec<u8>) {
-        let mut line = Vec::with_capacity(entry.log.len() + 40);
+        let mut line = Vec::with_capacity(entry.bytes.len() + 40);
         if self.timestamps {
-            line.extend_from_slice(entry.time.as_bytes());
+            line.extend_from_slice(entry.timestamp().as_bytes());
             line.push(b' ');
         }
         if let Some(details) = &self.details {
             line.extend_from_slice(details.as_bytes());
             line.push(b' ');
         }
-        line.extend_from_slice(entry.log.as_bytes());
+        line.extend_from_slice(&entry.bytes);
         if self.terminal {
             into.append(&mut line);
         } else {
@@ -134,55 +153,6 @@ async fn tell(
             changed = progress.changed() => changed.map_err(|_| ApiError::internal("The log is gone."))?,
             changed = life.changed() => changed.map_err(|_| ApiError::internal("The container is gone."))?,
         }
-    }
-}
-
-/// The log so far as an attached client gets it, a part at a time.
-pub(crate) struct Replay {
-    /// None after an error.
-    reader: Option<Reader>,
-    form: Form,
-}
-
-impl Replay {
-    pub(crate) async fn open(
-        engine: &Arc<Engine>,
-        container: &Container,
-        stdout: bool,
-        stderr: bool,
-    ) -> Result<Self> {
-        let path = log_path(&*engine.store().await?, &container.id)?;
-        let selection = Selection {
-            stdout,
-            stderr,
-            ..Selection::default()
-        };
-        let reader = blocking(move || Reader::open(&path, selection).map_err(unreadable)).await?;
-        Ok(Self {
-            reader: Some(reader),
-            form: Form {
-                timestamps: false,
-                details: None,
-                terminal: container.record().config.tty,
-            },
-        })
-    }
-
-    /// Writes what is there and was not written before.
-    pub(crate) async fn write(&mut self, output: &mut (impl AsyncWriteExt + Unpin)) -> io::Result<()> {
-        while let Some(reader) = self.reader.take() {
-            let (entries, reader) = next_entries(reader).await.map_err(io::Error::other)?;
-            self.reader = Some(reader);
-            if entries.is_empty() {
-                break;
-            }
-            let mut bytes = Vec::new();
-            entries
-                .iter()
-                .for_each(|entry| self.form.write(entry, &mut bytes));
-            output.write_all(&bytes).await?;
-        }
-        output.flush().await
     }
 }
 

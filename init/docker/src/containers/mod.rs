@@ -16,6 +16,7 @@ mod create;
 pub(crate) mod devices;
 mod ending;
 mod list;
+mod log_driver;
 pub(crate) mod logs;
 pub(crate) mod mounts;
 mod names;
@@ -29,6 +30,7 @@ use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
 pub(crate) use container::{Container, Record, Status};
+pub(crate) use log_driver::Driver as LogDriver;
 pub(crate) use registry::{Containers, new_id};
 
 use crate::engine::Engine;

@@ -97,8 +97,11 @@ pub(super) async fn carry_out(
         Verdict::Keep => {}
         Verdict::Save => {
             let (store, owned) = (store.clone(), container.clone());
-            let saved = blocking(move || owned.save(&store)).await;
+            let (kept, record) = (store.clone(), container.clone());
+            let saved = blocking(move || record.save(&kept)).await;
             report(&container.id, "write its state", saved);
+            let mended = run::mend_log(&owned, &store).await;
+            report(&container.id, "put its log right", mended);
         }
         Verdict::Start => {
             let (engine, container) = (engine.clone(), container.clone());

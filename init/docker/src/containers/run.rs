@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use network::Network;
 use store::{Error as StoreError, ImageId, Store};
+use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
-use zones::log::Writer;
+use zones::log::{Life as LogLife, Writer};
 use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
 
 use super::config::Wanted;
@@ -20,7 +21,7 @@ use super::ending::{SIGKILL, remove_in_turn};
 use super::{devices, mounts, registry, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
-use crate::streams::Ends;
+use crate::streams::{self, Ends};
 use crate::users::Databases;
 use crate::volumes;
 
@@ -115,7 +116,14 @@ impl<E: Into<ApiError>> From<E> for LaunchError {
 struct Running {
     process: Process,
     ends: Ends,
-    log: Writer,
+    /// None where nothing is kept.
+    log: Option<Log>,
+}
+
+/// A log that is written, by nobody else meanwhile.
+struct Log {
+    writer: Writer,
+    turn: OwnedMutexGuard<()>,
 }
 
 /// Runs the program. The record is written while other things are done; the write has ended when this
@@ -127,12 +135,20 @@ async fn launch(
     record: &Record,
 ) -> Result<Running, LaunchError> {
     // The log is opened before anything runs: what a full pool does not take fails the start here.
-    let writing = {
+    let writing = async {
+        let turn = tokio::time::timeout(OUTPUT_LIMIT, container.log_turn.clone().lock_owned()).await;
+        let turn = turn.map_err(|_| {
+            ApiError::conflict(format!(
+                "container {} cannot start: its last output waits to be written, for want of room in the pool",
+                container.id
+            ))
+        })?;
         let (store, record, container) = (store.clone(), record.clone(), container.clone());
         blocking(move || {
             save(&store, &record)?;
-            open_log(&store, &container)
+            open_log(&store, &container, LogLife::New, turn)
         })
+        .await
     };
     let setting_up = async {
         let network = if record.has_network() {
@@ -169,8 +185,26 @@ fn unheard(error: std::io::Error) -> ApiError {
     ApiError::internal(format!("Cannot take the container's output: {error}."))
 }
 
-fn open_log(store: &Store, container: &Container) -> Result<Writer> {
-    Writer::open(&log_path(store, &container.id)?, container.log.clone()).map_err(unheard)
+/// None where nothing is kept.
+fn open_log(
+    store: &Store,
+    container: &Container,
+    life: LogLife,
+    turn: OwnedMutexGuard<()>,
+) -> Result<Option<Log>> {
+    let Some(limits) = container.lock().host.log_config.limits()? else {
+        return Ok(None);
+    };
+    let dir = log_path(store, &container.id)?;
+    let writer = Writer::open(&dir, limits, life, container.log.clone()).map_err(unheard)?;
+    Ok(Some(Log { writer, turn }))
+}
+
+/// Puts right what the end of the machine has left of the log of a container that does not run.
+pub(super) async fn mend_log(container: &Arc<Container>, store: &Arc<Store>) -> Result<()> {
+    let turn = container.log_turn.clone().lock_owned().await;
+    let (store, container) = (store.clone(), container.clone());
+    blocking(move || open_log(&store, &container, LogLife::New, turn).map(drop)).await
 }
 
 /// The root's mount and what the zone is; the user is looked up in the image.
@@ -310,13 +344,27 @@ async fn disconnect(engine: &Arc<Engine>, id: &str) {
 /// Takes a process that runs, just started or found: its output, its end.
 fn watch_over(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>, running: Running) {
     let Running { process, ends, log } = running;
-    let pumping = {
-        let container = container.clone();
-        tokio::spawn(async move { container.streams.pump(ends, Some(log)).await })
-    };
+    let pumping = tokio::spawn(hear(engine.clone(), container.clone(), ends, log));
     container.set_process(Some(Arc::new(process)));
     container.life.send_modify(|life| life.running = true);
     tokio::spawn(bury(engine.clone(), container.clone(), store.clone(), pumping));
+}
+
+/// Takes what the process says to where it is to go.
+async fn hear(engine: Arc<Engine>, container: Arc<Container>, ends: Ends, log: Option<Log>) {
+    let Some(Log { writer, turn }) = log else {
+        return container.streams.pump(ends).await;
+    };
+    let relay = if ends.is_terminal() {
+        match engine.zones.relay(&container.id).await {
+            Ok(relay) => Some(relay),
+            Err(error) => return report(&container.id, "hear its terminal", Err(error.into())),
+        }
+    } else {
+        None
+    };
+    streams::record(ends, relay, writer, container.id.clone()).await;
+    drop(turn);
 }
 
 /// Waits for the end and settles it.
@@ -331,7 +379,9 @@ async fn bury(
         return;
     };
     container.streams.hurry();
-    if tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await.is_err() {
+    let heard = tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await;
+    // What waits for room in the pool is in the pipes, and goes on waiting without the process.
+    if heard.is_err() && !container.keeps_log() {
         pumping.abort();
     }
     let _turn = container.turn.lock().await;
@@ -461,7 +511,10 @@ pub(crate) fn adopt(
             record.started = zones::log::now();
         }
     }
-    let log = open_log(store, container)?;
+    // A container that was just read: nobody else has written its log.
+    let turn = container.log_turn.clone().try_lock_owned();
+    let turn = turn.map_err(|_| ApiError::internal("The container's log is in use."))?;
+    let log = open_log(store, container, LogLife::Continued, turn)?;
     let ends = container.streams.open(stdio, &engine.zones, &container.id);
     let ends = ends.map_err(unheard)?;
     watch_over(engine, container, store, Running { process, ends, log });

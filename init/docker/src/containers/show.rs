@@ -71,7 +71,7 @@ fn host_config(record: &Record) -> Result<Value> {
         if record.host.network_mode.is_empty() || record.host.network_mode == "default" {
             map.insert("NetworkMode".to_owned(), json!("bridge"));
         }
-        map.insert("LogConfig".to_owned(), json!({"Type": "json-file", "Config": {}}));
+        map.insert("LogConfig".to_owned(), record.host.log_config.shown());
         map.insert("CgroupnsMode".to_owned(), json!("private"));
         map.insert("IpcMode".to_owned(), json!("private"));
         map.insert("Runtime".to_owned(), json!("monobloc"));

@@ -1,9 +1,13 @@
 //! A process's standard streams and the clients that are attached to them.
 //!
 //! [`Streams`] outlives the process: a client may attach before the start, and the first byte that
-//! the process says reaches it. One [`Streams::pump`] per life of the process takes what it says to
-//! the log and to every client. A client that does not read holds the process up, as with Docker, but
-//! not for ever: after [`PATIENCE`] it is cut off. What waits for a client is bounded at all times.
+//! the process says reaches it. What a process with a log says goes there and nowhere else
+//! ([`record`]), and its clients read it there ([`Follower`]): none of them holds anybody up.
+//!
+//! What has no log, an added process or a container with the driver `none`, is heard by
+//! [`Streams::pump`], which hands it to every client. A client that does not read holds such a process
+//! up, but not for ever: after [`PATIENCE`] it is cut off. What waits for a client is bounded at all
+//! times.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,14 +16,18 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sys::readiness::{self, AsyncFd, Interest};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use zones::log::{Stream, Writer};
+use zones::log::Stream;
 use zones::{Stdio, Zones};
 
-use crate::containers::logs::Replay;
-use crate::http::Hijack;
+mod attend;
+mod follow;
+mod record;
+
+pub(crate) use attend::{Attachment, Source, attend, parse_detach_keys};
+pub(crate) use follow::{Follower, Span};
+pub(crate) use record::record;
 
 /// Bytes read from a process at a time.
 const CHUNK: usize = 32 << 10;
@@ -30,8 +38,6 @@ const CLIENT_DEPTH: usize = 32;
 const REST_DEPTH: usize = 2 * (1 << 20) / CHUNK;
 /// How long a client that reads nothing at all may hold the process up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long a client that has everything may take to close its side.
-const LINGER: Duration = Duration::from_secs(10);
 
 /// What the process said, as it was read.
 #[derive(Debug, Clone)]
@@ -136,6 +142,8 @@ pub(crate) struct Streams {
     input: watch::Sender<Input>,
     /// Who to tell that the input is closed: process 1 has a copy of it.
     keeper: Mutex<Option<(Zones, String)>>,
+    /// Counts the times at which the output of all clients ended.
+    closes: watch::Sender<u64>,
 }
 
 impl Default for Streams {
@@ -145,6 +153,7 @@ impl Default for Streams {
             patience: PATIENCE,
             input: watch::Sender::default(),
             keeper: Mutex::default(),
+            closes: watch::Sender::default(),
         }
     }
 }
@@ -152,7 +161,15 @@ impl Default for Streams {
 /// A process's ends as the engine drives them.
 pub(crate) struct Ends {
     stdout: Arc<Channel>,
-    stderr: Option<Channel>,
+    stderr: Option<Arc<Channel>>,
+    terminal: bool,
+}
+
+impl Ends {
+    /// Whether the process has a terminal, which shows both streams as one.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.terminal
+    }
 }
 
 impl Streams {
@@ -176,6 +193,7 @@ impl Streams {
                 Ok(Ends {
                     stdout: master,
                     stderr: None,
+                    terminal: true,
                 })
             }
             Stdio::Pipes {
@@ -192,15 +210,15 @@ impl Streams {
                 self.input.send_replace(input);
                 Ok(Ends {
                     stdout: Arc::new(Channel::new(stdout, Interest::READABLE)?),
-                    stderr: Some(Channel::new(stderr, Interest::READABLE)?),
+                    stderr: Some(Arc::new(Channel::new(stderr, Interest::READABLE)?)),
+                    terminal: false,
                 })
             }
         }
     }
 
-    /// Takes what the process says to the log and the clients until it says no more.
-    pub(crate) async fn pump(&self, ends: Ends, log: Option<Writer>) {
-        let mut log = log;
+    /// Takes what a process without a log says to the clients until it says no more.
+    pub(crate) async fn pump(&self, ends: Ends) {
         let (mut out, mut err) = (vec![0; CHUNK], vec![0; CHUNK]);
         let (mut out_open, mut err_open) = (true, ends.stderr.is_some());
         while out_open || err_open {
@@ -215,23 +233,15 @@ impl Streams {
                 read = stderr, if err_open => (Stream::Stderr, read),
             };
             match read {
-                Ok(bytes) if !bytes.is_empty() => self.say(Chunk { stream, bytes }, &mut log).await,
+                Ok(bytes) if !bytes.is_empty() => self.say(Chunk { stream, bytes }).await,
                 // An end that cannot be read says no more.
                 _ if stream == Stream::Stdout => out_open = false,
                 _ => err_open = false,
             }
         }
-        if let Some(log) = log {
-            // The pool is full or gone; the process's end matters more.
-            let _ = log.finish();
-        }
     }
 
-    async fn say(&self, chunk: Chunk, log: &mut Option<Writer>) {
-        if let Some(writer) = log {
-            // What a full pool does not take is lost to the log, not to the clients.
-            let _ = writer.append(chunk.stream, &chunk.bytes);
-        }
+    async fn say(&self, chunk: Chunk) {
         let clients: Vec<_> = self.clients().clone();
         let mut gone = false;
         for client in clients {
@@ -266,12 +276,14 @@ impl Streams {
     /// The process has ended or will not come: its clients' output ends.
     pub(crate) fn close(&self) {
         self.clients().clear();
+        self.closes.send_modify(|closes| *closes += 1);
         self.input.send_replace(Input::Awaited);
     }
 
     /// As [`Self::close`], of a process that will not be started again.
     pub(crate) fn close_for_good(&self) {
         self.clients().clear();
+        self.closes.send_modify(|closes| *closes += 1);
         self.input.send_replace(Input::Closed);
     }
 
@@ -308,133 +320,6 @@ impl Streams {
     }
 }
 
-/// What an attached client wants.
-#[derive(Debug, Clone)]
-pub(crate) struct Attachment {
-    pub(crate) stdin: bool,
-    pub(crate) stdout: bool,
-    pub(crate) stderr: bool,
-    /// Raw bytes instead of frames, and keys that detach.
-    pub(crate) terminal: bool,
-    /// The end of the client's input is the end of the process's.
-    pub(crate) close_stdin: bool,
-    pub(crate) detach_keys: Vec<u8>,
-}
-
-/// Serves an attached client until the process has said everything or the client goes.
-/// True if the client detached by keys.
-pub(crate) async fn attend(
-    streams: &Streams,
-    listener: Listener,
-    hijack: Hijack,
-    wanted: Attachment,
-) -> io::Result<bool> {
-    let (input, output) = hijack.streams().await?;
-    converse(streams, listener, input, output, wanted).await
-}
-
-/// As [`attend`], with the log so far going before. The client is heard and told of news only after
-/// it, so that a long log holds up no process; `live` says whether it wants news at all.
-pub(crate) async fn attend_after(
-    streams: &Streams,
-    mut replay: Replay,
-    live: bool,
-    hijack: Hijack,
-    wanted: Attachment,
-) -> io::Result<bool> {
-    let (input, mut output) = hijack.streams().await?;
-    replay.write(&mut output).await?;
-    let listener = if live { streams.listen() } else { Listener::deaf() };
-    // What came while the client read the rest.
-    replay.write(&mut output).await?;
-    converse(streams, listener, input, output, wanted).await
-}
-
-async fn converse(
-    streams: &Streams,
-    listener: Listener,
-    mut input: impl AsyncReadExt + Unpin,
-    mut output: impl AsyncWriteExt + Unpin,
-    wanted: Attachment,
-) -> io::Result<bool> {
-    let cut = listener.cut.clone();
-    let said = async {
-        // A client that has gone is told by the failing write; the process goes on.
-        let _ = tell(listener, &mut output, &wanted).await;
-        false
-    };
-    let heard = async {
-        if wanted.stdin && hear(streams, &mut input, &wanted).await {
-            return true;
-        }
-        std::future::pending().await
-    };
-    let detached = tokio::select! {
-        detached = said => detached,
-        detached = heard => detached,
-        () = cut.cancelled() => return Err(io::ErrorKind::TimedOut.into()),
-    };
-    output.shutdown().await?;
-    let _ = tokio::time::timeout(LINGER, drain(&mut input)).await;
-    Ok(detached)
-}
-
-/// Reads what the client still sends, to its end. A connection that is closed with unread bytes is
-/// reset by the kernel, and with that the client loses the last of what the process said.
-async fn drain(input: &mut (impl AsyncReadExt + Unpin)) {
-    let mut buffer = [0; 512];
-    while matches!(input.read(&mut buffer).await, Ok(1..)) {}
-}
-
-async fn tell(
-    mut listener: Listener,
-    output: &mut (impl AsyncWriteExt + Unpin),
-    wanted: &Attachment,
-) -> io::Result<()> {
-    while let Some(chunk) = listener.next().await {
-        let asked = match chunk.stream {
-            Stream::Stdout => wanted.stdout,
-            Stream::Stderr => wanted.stderr,
-        };
-        if asked && wanted.terminal {
-            output.write_all(&chunk.bytes).await?;
-        } else if asked {
-            output.write_all(&frame(chunk.stream, &chunk.bytes)).await?;
-        }
-        if listener.queue.is_empty() {
-            output.flush().await?;
-        }
-    }
-    output.flush().await
-}
-
-/// Takes the client's input to the process. True if the client typed the keys that detach.
-async fn hear(streams: &Streams, input: &mut (impl AsyncReadExt + Unpin), wanted: &Attachment) -> bool {
-    let Some(channel) = streams.opened_input().await else {
-        return false;
-    };
-    let mut buffer = vec![0; CHUNK];
-    let mut keys = DetachKeys::new(if wanted.terminal { &wanted.detach_keys } else { &[] });
-    loop {
-        let count = match input.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(count) => count,
-        };
-        let (bytes, detach) = keys.pass(buffer.get(..count).unwrap_or_default());
-        if channel.write_all(&bytes).await.is_err() {
-            break;
-        }
-        if detach {
-            return true;
-        }
-    }
-    drop(channel);
-    if wanted.close_stdin && !wanted.terminal {
-        streams.close_input().await;
-    }
-    false
-}
-
 /// Docker's frame: the stream's number, three zero bytes, the length (big-endian), the bytes.
 pub(crate) fn frame(stream: Stream, bytes: &[u8]) -> Vec<u8> {
     let number = match stream {
@@ -449,58 +334,6 @@ pub(crate) fn frame(stream: Stream, bytes: &[u8]) -> Vec<u8> {
     framed
 }
 
-/// The keys by which a client detaches unless it says others: Ctrl-P, Ctrl-Q.
-const DEFAULT_KEYS: &[u8] = &[0x10, 0x11];
-
-/// Reads `ctrl-p,ctrl-q` or `a,b`; none where it is not of this form.
-pub(crate) fn parse_detach_keys(text: &str) -> Option<Vec<u8>> {
-    if text.is_empty() {
-        return Some(DEFAULT_KEYS.to_vec());
-    }
-    let key = |name: &str| match name.as_bytes() {
-        [byte] => Some(*byte),
-        [b'c', b't', b'r', b'l', b'-', byte] => match byte.to_ascii_lowercase() {
-            letter @ b'a'..=b'z' => Some(letter - b'a' + 1),
-            b'@' => Some(0),
-            control @ b'['..=b'_' => Some(control - b'[' + 27),
-            _ => None,
-        },
-        _ => None,
-    };
-    text.split(',').map(key).collect()
-}
-
-/// Finds the sequence that detaches in what a client types; its bytes do not reach the process.
-struct DetachKeys<'a> {
-    keys: &'a [u8],
-    matched: usize,
-}
-
-impl<'a> DetachKeys<'a> {
-    fn new(keys: &'a [u8]) -> Self {
-        Self { keys, matched: 0 }
-    }
-
-    fn pass(&mut self, bytes: &[u8]) -> (Vec<u8>, bool) {
-        let mut through = Vec::with_capacity(bytes.len());
-        for &byte in bytes {
-            if self.keys.get(self.matched) == Some(&byte) {
-                self.matched += 1;
-                if self.matched == self.keys.len() {
-                    return (through, true);
-                }
-                continue;
-            }
-            through.extend_from_slice(&self.keys[..self.matched]);
-            self.matched = usize::from(self.keys.first() == Some(&byte));
-            if self.matched == 0 {
-                through.push(byte);
-            }
-        }
-        (through, false)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -508,18 +341,6 @@ mod tests {
     #[test]
     fn a_frame_has_dockers_header() {
         assert_eq!(frame(Stream::Stderr, b"abc"), b"\x02\0\0\0\0\0\0\x03abc");
-    }
-
-    #[test]
-    fn detach_keys_are_found_across_reads_and_others_pass() {
-        let keys = parse_detach_keys("").unwrap();
-        let mut filter = DetachKeys::new(&keys);
-        assert_eq!(filter.pass(b"ls\n\x10"), (b"ls\n".to_vec(), false));
-        assert_eq!(filter.pass(b"x"), (b"\x10x".to_vec(), false));
-        assert_eq!(filter.pass(b"\x10"), (vec![], false));
-        assert_eq!(filter.pass(b"\x11more"), (vec![], true));
-        assert_eq!(parse_detach_keys("ctrl-a,q"), Some(vec![1, b'q']));
-        assert_eq!(parse_detach_keys("ctrl-aa"), None);
     }
 
     /// A process of the test's own: its standard output.
@@ -530,6 +351,7 @@ mod tests {
         let ends = Ends {
             stdout: Arc::new(Channel::new(reader, Interest::READABLE).unwrap()),
             stderr: None,
+            terminal: false,
         };
         (writer, ends)
     }
@@ -570,7 +392,7 @@ mod tests {
             said
         };
         let pump = async {
-            streams.pump(ends, None).await;
+            streams.pump(ends).await;
             streams.close();
         };
         let ((), (), said) = tokio::join!(pump, talk, read);
@@ -592,7 +414,7 @@ mod tests {
             streams.hurry();
         };
         // Without a reader: it must end all the same.
-        tokio::join!(streams.pump(ends, None), talk);
+        tokio::join!(streams.pump(ends), talk);
         streams.close();
         let mut said = Vec::new();
         while let Some(chunk) = late.next().await {
