@@ -96,11 +96,10 @@ pub(super) async fn carry_out(
     match verdict {
         Verdict::Keep => {}
         Verdict::Save => {
-            let (store, owned) = (store.clone(), container.clone());
-            let (kept, record) = (store.clone(), container.clone());
-            let saved = blocking(move || record.save(&kept)).await;
+            let (kept, owned) = (store.clone(), container.clone());
+            let saved = blocking(move || owned.save(&kept)).await;
             report(&container.id, "write its state", saved);
-            let mended = run::mend_log(&owned, &store).await;
+            let mended = run::mend_log(container, store).await;
             report(&container.id, "put its log right", mended);
         }
         Verdict::Start => {
