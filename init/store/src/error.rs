@@ -39,6 +39,10 @@ pub enum Error {
     WrongDigest { expected: Digest, found: Digest },
     #[error("Zone {zone} has no root in the store.")]
     NoSuchRoot { zone: String },
+    #[error("There is no {path} in the container.")]
+    NoSuchPath { path: String },
+    #[error("{path} in the container is no folder.")]
+    NotAFolder { path: String },
     #[error("Zone {zone} has a root already.")]
     RootExists { zone: String },
     #[error("There is no {path} to mount.")]
@@ -77,7 +81,10 @@ impl Error {
     pub fn is_not_found(&self) -> bool {
         matches!(
             self,
-            Error::NoSuchImage { .. } | Error::NoSuchRoot { .. } | Error::NoSuchObject { .. }
+            Error::NoSuchImage { .. }
+                | Error::NoSuchRoot { .. }
+                | Error::NoSuchObject { .. }
+                | Error::NoSuchPath { .. }
         )
     }
 

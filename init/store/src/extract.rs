@@ -1,8 +1,10 @@
-//! Places the entries of a layer's tar in a tree.
+//! Places the entries of a tar in a tree: a layer's, or what is copied into a zone.
 //!
 //! Whatever an entry says, nothing outside the tree is touched: paths are opened relative to the
 //! tree's root by `openat2` without following links, and a link on the way is resolved here, as the
 //! image's own root would see it. Names that are absolute or hold `..` are refused.
+
+pub(crate) mod copying;
 
 use std::collections::{HashSet, VecDeque};
 use std::ffi::OsStr;
@@ -20,6 +22,7 @@ use rustix::process::{Gid, Uid};
 
 use crate::error::{Error, Result};
 use crate::tarball::{Entry, Kind, Tarball};
+use copying::{CAPABILITY, Copying};
 
 const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
@@ -30,9 +33,19 @@ const MAX_LINKS: usize = 40;
 /// Deeper trees cannot be named by a path.
 const MAX_DEPTH: usize = 2048;
 
-/// One layer's placing into the tree open as `root`.
+/// What the entries of a tar are.
+#[derive(Debug, Clone)]
+pub(crate) enum Placing {
+    /// A layer: ids are meant as they are, and whiteouts hide what is below.
+    Layer,
+    /// Files for a folder of a zone's tree, which is seen with the host's ids.
+    Copy(Copying),
+}
+
+/// One placing into the tree open as `root`.
 pub(crate) struct Extractor {
     root: OwnedFd,
+    placing: Placing,
     /// Bytes of file content so far.
     size: u64,
     /// What this layer has placed, by resolved path: whiteouts hide only what is below the layer.
@@ -72,9 +85,10 @@ fn refuse<T>(reason: impl Into<String>) -> Outcome<T> {
 }
 
 impl Extractor {
-    pub(crate) fn new(root: OwnedFd) -> Extractor {
+    pub(crate) fn new(root: OwnedFd, placing: Placing) -> Extractor {
         Extractor {
             root,
+            placing,
             size: 0,
             placed: HashSet::new(),
             absolute_links: HashSet::new(),
@@ -87,7 +101,13 @@ impl Extractor {
     /// Places all entries; returns the bytes of file content.
     pub(crate) fn run<R: Read>(mut self, tarball: &mut Tarball<R>) -> Result<u64> {
         while let Some(entry) = tarball.next()? {
-            self.place(&entry, tarball).map_err(|refusal| match refusal {
+            let placed = match &self.placing {
+                Placing::Layer => self.place(&entry, tarball),
+                Placing::Copy(copying) => copying
+                    .rebase(&entry)
+                    .and_then(|entry| self.place(&entry, tarball)),
+            };
+            placed.map_err(|refusal| match refusal {
                 Refusal::Reason(reason) => Error::BadEntry {
                     entry: entry.name(),
                     reason,
@@ -121,13 +141,14 @@ impl Extractor {
             Some((known, place)) if known == folder => place,
             _ => self.open_folder(folders)?,
         };
-        let outcome = if name.starts_with(WHITEOUT) {
+        let is_whiteout = matches!(self.placing, Placing::Layer) && name.starts_with(WHITEOUT);
+        let outcome = if is_whiteout {
             self.whiteout(&place, name)
         } else {
             self.place_in(&place, name, entry, content)
         };
         // A folder may have been replaced where something other than a file was placed.
-        if entry.kind == Kind::File && !name.starts_with(WHITEOUT) {
+        if entry.kind == Kind::File && !is_whiteout {
             self.parent = Some((folder, place));
         }
         outcome
@@ -165,6 +186,15 @@ impl Extractor {
         let existing = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok();
         let is_dir = existing.is_some_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Directory);
         if existing.is_some() && !(is_dir && entry.kind == Kind::Dir) {
+            if let Placing::Copy(Copying { keep_kinds: true, .. }) = self.placing
+                && is_dir != (entry.kind == Kind::Dir)
+            {
+                return refuse(if is_dir {
+                    "it would overwrite a directory with a non-directory"
+                } else {
+                    "it would overwrite a non-directory with a directory"
+                });
+            }
             remove(dir, name, 0)?;
             self.absolute_links.remove(&path);
         }
@@ -317,7 +347,9 @@ impl Extractor {
     fn open_resolved(&self, path: &[u8]) -> Outcome<Option<OwnedFd>> {
         let path = if path.is_empty() { b".".as_slice() } else { path };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+        let mut resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS;
+        // A zone's volumes belong to its tree; a layer has nothing mounted in it.
+        resolve.set(ResolveFlags::NO_XDEV, matches!(self.placing, Placing::Layer));
         match openat2(&self.root, path, flags, Mode::empty(), resolve) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT) => Ok(None),
@@ -333,7 +365,8 @@ impl Extractor {
         let mut links = 0;
         while let Some(part) = pending.pop_front() {
             if part == b".." {
-                if path.is_empty() {
+                // A zone's own root is above itself; an image has no business there.
+                if path.is_empty() && matches!(self.placing, Placing::Layer) {
                     return refuse("its path leads out of the image through a link");
                 }
                 let end = path.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
@@ -448,9 +481,8 @@ fn set_metadata(fd: impl AsFd, entry: &Entry) -> Outcome<()> {
     fchmod(&fd, Mode::from_raw_mode(entry.mode))?;
     for (name, value) in &entry.xattrs {
         // `trusted.` is overlayfs' own and host labels mean nothing here: neither is taken over.
-        let taken = name == b"security.capability"
-            || name.starts_with(b"user.")
-            || name.starts_with(b"system.posix_acl_");
+        let taken =
+            name == CAPABILITY || name.starts_with(b"user.") || name.starts_with(b"system.posix_acl_");
         if taken {
             fsetxattr(&fd, name.as_slice(), value, XattrFlags::empty())?;
         }

@@ -9,7 +9,7 @@ use sys::btrfs;
 
 use crate::digest::{ChainId, Digest, DigestReader};
 use crate::error::{During, Error, Result};
-use crate::extract::Extractor;
+use crate::extract::{Extractor, Placing};
 use crate::mkfs;
 use crate::store::Store;
 use crate::tarball::Tarball;
@@ -95,7 +95,7 @@ impl Store {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let same = openat(&root, ".", flags, Mode::empty()).during(what)?;
         let mut tarball = Tarball::new(DigestReader::new(decompress(tar)?));
-        let size = Extractor::new(same).run(&mut tarball)?;
+        let size = Extractor::new(same, Placing::Layer).run(&mut tarball)?;
         let (diff_id, _) = tarball.drain()?.finish();
         if let Some(expected) = expected.filter(|expected| **expected != diff_id) {
             return Err(Error::WrongDigest {

@@ -15,14 +15,17 @@
 mod archive;
 mod blob;
 mod copy;
+mod changes;
 mod digest;
 pub mod disk;
 mod error;
 mod extract;
+mod files;
 mod image;
 mod layer;
 pub mod mkfs;
 mod oci;
+mod pack;
 mod pool;
 mod reference;
 mod root;
@@ -38,8 +41,10 @@ mod volume;
 
 pub use archive::{LoadEvent, Loaded};
 pub use blob::{Blob, BlobReader, BlobWriter};
+pub use changes::{Change, ChangeKind};
 pub use digest::{ChainId, Digest, DigestReader, ImageId};
 pub use error::{Error, Result};
+pub use files::{PathInfo, Unpacking, ZoneFiles};
 pub use image::Image;
 pub use layer::Layer;
 pub use oci::{ContainerConfig, Healthcheck, History, ImageConfig, RootFs};

@@ -24,7 +24,7 @@ use crate::state::check_name;
 use crate::store::Store;
 
 const OF: &str = "of";
-const UPPER: &str = "upper";
+pub(crate) const UPPER: &str = "upper";
 const WORK: &str = "work";
 const NO_LAYER: &str = "-";
 
@@ -58,7 +58,7 @@ impl Root {
     }
 
     /// Path of the image's tree within the pool.
-    fn tree(&self) -> String {
+    pub(crate) fn tree(&self) -> String {
         match self.layer {
             Some(chain) => format!("store/layers/{}", chain.hex()),
             None => mkfs::TEMPLATE.to_owned(),
@@ -181,15 +181,7 @@ impl Store {
 fn overlay(pool: &Path, root: &Root, zone: &str) -> std::io::Result<OwnedFd> {
     let home = pool.join("store/roots").join(zone);
     let owner = statat(CWD, home.join(WORK), AtFlags::SYMLINK_NOFOLLOW)?;
-    let held = capabilities(None)?;
-    sys::block::set_thread_filesystem_ids(owner.st_uid, owner.st_gid)?;
-    set_capabilities(
-        None,
-        CapabilitySets {
-            effective: held.permitted,
-            ..held
-        },
-    )?;
+    as_owner(owner.st_uid, owner.st_gid)?;
     let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let fs = context.as_fd();
     fsconfig_set_string(fs, "source", "overlay")?;
@@ -203,4 +195,17 @@ fn overlay(pool: &Path, root: &Root, zone: &str) -> std::io::Result<OwnedFd> {
     fsconfig_create(fs)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
     Ok(fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+}
+
+/// Makes files as this owner from here on, with all capabilities that the process has. For a thread
+/// that ends afterwards.
+pub(crate) fn as_owner(uid: u32, gid: u32) -> std::io::Result<()> {
+    let held = capabilities(None)?;
+    sys::block::set_thread_filesystem_ids(uid, gid)?;
+    // Another owner than root has lost them.
+    let sets = CapabilitySets {
+        effective: held.permitted,
+        ..held
+    };
+    Ok(set_capabilities(None, sets)?)
 }

@@ -6,6 +6,7 @@ mod layers;
 mod roots;
 mod speed;
 mod volumes;
+mod trees;
 
 use crate::{Digest, Image, Store};
 

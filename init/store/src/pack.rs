@@ -1,0 +1,217 @@
+//! Writes files of a tree as a tar: PAX where a field does not fit, GNU long names, hard links within
+//! what is packed, and a file's capabilities and own attributes as `SCHILY.xattr` records.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, major, minor, openat, readlinkat, statat};
+use tar::{Builder, EntryType, Header};
+
+use crate::changes::names;
+use crate::extract::copying::{CAPABILITY, capability_of_image};
+
+/// Deeper trees cannot be named by a path.
+const MAX_DEPTH: usize = 2048;
+const XATTR: &str = "SCHILY.xattr.";
+/// File systems whose files are the kernel's own words (`linux/magic.h`): proc, sysfs, cgroup2, devpts, mqueue.
+const PSEUDO: &[u64] = &[0x9fa0, 0x6265_6572, 0x6367_7270, 0x1cd1, 0x1980_0202];
+
+pub(crate) struct Packer<W: Write> {
+    builder: Builder<W>,
+    first_id: u32,
+    /// Names of files that have more than one, by device and inode.
+    linked: HashMap<(u64, u64), Vec<u8>>,
+    device: Option<u64>,
+}
+
+impl<W: Write> Packer<W> {
+    /// `first_id` is the host's id of what is 0 in the tar.
+    pub(crate) fn new(to: W, first_id: u32) -> Self {
+        Self {
+            builder: Builder::new(to),
+            first_id,
+            linked: HashMap::new(),
+            device: None,
+        }
+    }
+
+    /// Leaves out what lies on other devices.
+    pub(crate) fn only(self, device: u64) -> Self {
+        Self {
+            device: Some(device),
+            ..self
+        }
+    }
+
+    pub(crate) fn finish(mut self) -> io::Result<()> {
+        self.builder.finish()?;
+        self.builder.into_inner()?.flush()
+    }
+
+    /// Adds `name` in `folder`, with all that is below it, as `path`; an empty path is the tar's root.
+    pub(crate) fn add(&mut self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> io::Result<()> {
+        self.add_at(folder, name, path, 0)
+    }
+
+    fn add_at(&mut self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8], depth: usize) -> io::Result<()> {
+        let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if self.device.is_some_and(|device| device != stat.st_dev) || depth > MAX_DEPTH {
+            return Ok(());
+        }
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let mut header = self.header(&stat);
+        match kind {
+            FileType::Directory => self.add_folder(folder, name, path, depth, header),
+            FileType::RegularFile => self.add_file(folder, name, path, &stat, header),
+            FileType::Symlink => {
+                header.set_entry_type(EntryType::Symlink);
+                let target = readlinkat(folder, name, Vec::new())?;
+                self.builder
+                    .append_link(&mut header, as_path(path), as_path(target.as_bytes()))
+            }
+            FileType::Fifo => {
+                header.set_entry_type(EntryType::Fifo);
+                self.builder.append_data(&mut header, as_path(path), io::empty())
+            }
+            FileType::CharacterDevice | FileType::BlockDevice => {
+                header.set_entry_type(match kind {
+                    FileType::CharacterDevice => EntryType::Char,
+                    _ => EntryType::Block,
+                });
+                header.set_device_major(major(stat.st_rdev))?;
+                header.set_device_minor(minor(stat.st_rdev))?;
+                self.builder.append_data(&mut header, as_path(path), io::empty())
+            }
+            // A socket is nothing without its process.
+            _ => Ok(()),
+        }
+    }
+
+    fn add_folder(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        depth: usize,
+        mut header: Header,
+    ) -> io::Result<()> {
+        let dir = open(folder, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        if PSEUDO.contains(&(rustix::fs::fstatfs(&dir)?.f_type as u64)) {
+            return Ok(());
+        }
+        header.set_entry_type(EntryType::Directory);
+        self.attributes(&dir)?;
+        let shown = if path.is_empty() {
+            b"./".to_vec()
+        } else {
+            [path, b"/"].concat()
+        };
+        self.builder
+            .append_data(&mut header, as_path(&shown), io::empty())?;
+        for name in names(&dir)? {
+            let below = if path.is_empty() {
+                name.clone()
+            } else {
+                [path, &name].join(&b'/')
+            };
+            match self.add_at(dir.as_fd(), &name, &below, depth + 1) {
+                // Gone since the folder was read.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    fn add_file(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        stat: &Stat,
+        mut header: Header,
+    ) -> io::Result<()> {
+        if stat.st_nlink > 1 {
+            let inode = (stat.st_dev, stat.st_ino);
+            if let Some(first) = self.linked.get(&inode) {
+                header.set_entry_type(EntryType::Link);
+                let first = first.clone();
+                return self
+                    .builder
+                    .append_link(&mut header, as_path(path), as_path(&first));
+            }
+            self.linked.insert(inode, path.to_vec());
+        }
+        let file = open(folder, name, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        self.attributes(&file)?;
+        header.set_entry_type(EntryType::Regular);
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        header.set_size(size);
+        // A file that shrinks meanwhile is filled up with zeros: its size is written already.
+        let content = File::from(file).chain(io::repeat(0)).take(size);
+        self.builder.append_data(&mut header, as_path(path), content)
+    }
+
+    fn header(&self, stat: &Stat) -> Header {
+        let mut header = Header::new_ustar();
+        header.set_mode(stat.st_mode & 0o7777);
+        // What is not of the zone is nobody's in it.
+        let own = |id: u32| u64::from(id.checked_sub(self.first_id).unwrap_or(65_534));
+        header.set_uid(own(stat.st_uid));
+        header.set_gid(own(stat.st_gid));
+        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        header.set_size(0);
+        header
+    }
+
+    /// Writes the records of a file's attributes, which stand before the file.
+    fn attributes(&mut self, file: &OwnedFd) -> io::Result<()> {
+        let mut records = Vec::new();
+        for name in attribute_names(file)? {
+            let Ok(text) = std::str::from_utf8(&name) else {
+                continue;
+            };
+            if name != CAPABILITY && !text.starts_with("user.") {
+                continue;
+            }
+            let mut value = Vec::with_capacity(64 << 10);
+            rustix::fs::fgetxattr(file, text, rustix::buffer::spare_capacity(&mut value))?;
+            if name == CAPABILITY {
+                value = capability_of_image(value, self.first_id);
+            }
+            records.push((format!("{XATTR}{text}"), value));
+        }
+        if records.is_empty() {
+            return Ok(());
+        }
+        let records = records
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_slice()));
+        self.builder.append_pax_extensions(records)
+    }
+}
+
+fn attribute_names(file: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
+    let mut list = Vec::with_capacity(64 << 10);
+    match rustix::fs::flistxattr(file, rustix::buffer::spare_capacity(&mut list)) {
+        Ok(_) => {}
+        Err(rustix::io::Errno::OPNOTSUPP) => return Ok(Vec::new()),
+        Err(error) => return Err(error.into()),
+    }
+    let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    Ok(names.map(<[u8]>::to_vec).collect())
+}
+
+fn open(folder: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat(folder, name, flags, Mode::empty())?)
+}
+
+fn as_path(bytes: &[u8]) -> &Path {
+    Path::new(OsStr::from_bytes(bytes))
+}
