@@ -281,12 +281,12 @@ impl Hijack {
 
 /// Feeds a streamed body; the body ends when it is dropped.
 #[derive(Clone)]
-pub struct BodySender(mpsc::Sender<Bytes>);
+pub struct BodySender(mpsc::Sender<io::Result<Bytes>>);
 
 impl BodySender {
     /// Waits for room. An error means that the client has gone.
     pub async fn send(&self, bytes: impl Into<Bytes>) -> io::Result<()> {
-        let sent = self.0.send(bytes.into()).await;
+        let sent = self.0.send(Ok(bytes.into())).await;
         sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
@@ -301,8 +301,18 @@ impl BodySender {
     pub fn blocking_send_json<T: Serialize + ?Sized>(&self, value: &T) -> io::Result<()> {
         let mut line = serde_json::to_vec(value)?;
         line.extend_from_slice(b"\r\n");
-        let sent = self.0.blocking_send(line.into());
+        self.blocking_send(line)
+    }
+
+    /// As [`Self::send`] from a thread that may block.
+    pub fn blocking_send(&self, bytes: impl Into<Bytes>) -> io::Result<()> {
+        let sent = self.0.blocking_send(Ok(bytes.into()));
         sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Breaks the body off, so that the client does not take what it has for the whole.
+    pub fn blocking_fail(self, error: io::Error) {
+        let _ = self.0.blocking_send(Err(error));
     }
 
     /// Returns when the client has gone.
@@ -312,7 +322,7 @@ impl BodySender {
 }
 
 /// [`BodySender`] as a writer.
-struct BodyWriter(tokio_util::sync::PollSender<Bytes>);
+struct BodyWriter(tokio_util::sync::PollSender<io::Result<Bytes>>);
 
 impl BodyWriter {
     fn new(sender: BodySender) -> Self {
@@ -324,7 +334,7 @@ impl AsyncWrite for BodyWriter {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let gone = |_| io::Error::from(io::ErrorKind::BrokenPipe);
         std::task::ready!(self.0.poll_reserve(cx)).map_err(gone)?;
-        self.0.send_item(Bytes::copy_from_slice(buf)).map_err(gone)?;
+        self.0.send_item(Ok(Bytes::copy_from_slice(buf))).map_err(gone)?;
         Poll::Ready(Ok(buf.len()))
     }
 
@@ -338,7 +348,7 @@ impl AsyncWrite for BodyWriter {
     }
 }
 
-struct ChannelBody(mpsc::Receiver<Bytes>);
+struct ChannelBody(mpsc::Receiver<io::Result<Bytes>>);
 
 impl HttpBody for ChannelBody {
     type Data = Bytes;
@@ -347,7 +357,7 @@ impl HttpBody for ChannelBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         self.0
             .poll_recv(cx)
-            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+            .map(|sent| sent.map(|bytes| bytes.map(Frame::data)))
     }
 }
 

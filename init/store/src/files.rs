@@ -5,7 +5,7 @@
 //! followed as the zone would (`openat2(2)` with `RESOLVE_IN_ROOT`), so none leads out.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
 use rustix::io::Errno;
@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use crate::error::{During, Error, Result};
 use crate::extract::copying::Copying;
 use crate::extract::{Extractor, Placing};
+use crate::layer::decompress;
 use crate::pack::Packer;
 use crate::root::as_owner;
 use crate::tarball::Tarball;
@@ -87,9 +88,8 @@ impl ZoneFiles {
         Self { root, first_id }
     }
 
-    #[cfg(test)]
-    pub(crate) fn root(&self) -> &OwnedFd {
-        &self.root
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
     }
 
     /// What is at a path.
@@ -121,10 +121,8 @@ impl ZoneFiles {
         let clean = Clean::of(path);
         let at = self.locate(&clean, path)?;
         let name = clean.parts.last().map_or("", String::as_str);
-        let mut packer = Packer::new(to, self.first_id);
-        packer
+        Packer::new(to, self.first_id)
             .add(at.folder.as_fd(), at.name.as_bytes(), name.as_bytes())
-            .and_then(|()| packer.finish())
             .during(format!("copy {path} out of the container"))
     }
 
@@ -135,14 +133,13 @@ impl ZoneFiles {
     pub fn export(&self, to: impl Write) -> Result<()> {
         let what = "export the container's files";
         let device = rustix::fs::fstat(&self.root).during(what)?.st_dev;
-        let mut packer = Packer::new(to, self.first_id).only(device);
-        packer
+        Packer::new(to, self.first_id)
+            .only(device)
             .add(self.root.as_fd(), b".", b"")
-            .and_then(|()| packer.finish())
             .during(what)
     }
 
-    /// Unpacks a tar into a folder that is there.
+    /// Unpacks a tar (plain, gzip or zstd) into a folder that is there.
     ///
     /// # Errors
     /// [`Error::NoSuchPath`], [`Error::NotAFolder`], or an entry that is refused; those before it
@@ -162,7 +159,8 @@ impl ZoneFiles {
         std::thread::scope(|scope| {
             let placed = scope.spawn(move || {
                 as_owner(self.first_id, self.first_id)?;
-                Ok::<_, std::io::Error>(Extractor::new(root, placing).run(&mut Tarball::new(tar)))
+                let unpack = || Extractor::new(root, placing).run(&mut Tarball::new(decompress(tar)?));
+                Ok::<_, std::io::Error>(unpack())
             });
             let panicked = |_| Err(std::io::Error::other("a thread of it panicked"));
             placed.join().unwrap_or_else(panicked)

@@ -14,8 +14,8 @@
 
 mod archive;
 mod blob;
-mod copy;
 mod changes;
+mod copy;
 mod digest;
 pub mod disk;
 mod error;

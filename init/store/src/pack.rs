@@ -22,18 +22,39 @@ const XATTR: &str = "SCHILY.xattr.";
 const PSEUDO: &[u64] = &[0x9fa0, 0x6265_6572, 0x6367_7270, 0x1cd1, 0x1980_0202];
 
 pub(crate) struct Packer<W: Write> {
-    builder: Builder<W>,
+    builder: Builder<Breakable<W>>,
     first_id: u32,
     /// Names of files that have more than one, by device and inode.
     linked: HashMap<(u64, u64), Vec<u8>>,
     device: Option<u64>,
 }
 
+/// What takes nothing any more when it is broken: the builder ends every archive when it is dropped,
+/// also one that is not whole.
+struct Breakable<W> {
+    to: W,
+    broken: bool,
+}
+
+impl<W: Write> Write for Breakable<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            Ok(bytes.len())
+        } else {
+            self.to.write(bytes)
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
 impl<W: Write> Packer<W> {
     /// `first_id` is the host's id of what is 0 in the tar.
     pub(crate) fn new(to: W, first_id: u32) -> Self {
         Self {
-            builder: Builder::new(to),
+            builder: Builder::new(Breakable { to, broken: false }),
             first_id,
             linked: HashMap::new(),
             device: None,
@@ -48,14 +69,14 @@ impl<W: Write> Packer<W> {
         }
     }
 
-    pub(crate) fn finish(mut self) -> io::Result<()> {
-        self.builder.finish()?;
-        self.builder.into_inner()?.flush()
-    }
-
-    /// Adds `name` in `folder`, with all that is below it, as `path`; an empty path is the tar's root.
-    pub(crate) fn add(&mut self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> io::Result<()> {
-        self.add_at(folder, name, path, 0)
+    /// Writes `name` in `folder`, with all that is below it, as `path`; an empty path is the tar's root.
+    /// The end of the archive is written only after the whole of it.
+    pub(crate) fn add(mut self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> io::Result<()> {
+        let added = self.add_at(folder, name, path, 0);
+        self.builder.get_mut().broken = added.is_err();
+        let ended = self.builder.finish();
+        added.and(ended)?;
+        self.builder.into_inner()?.to.flush()
     }
 
     fn add_at(&mut self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8], depth: usize) -> io::Result<()> {

@@ -112,7 +112,7 @@ pub(crate) struct Container {
     pub(crate) id: String,
     record: Mutex<Record>,
     /// Held by whoever starts it, buries it or removes it.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     process: Mutex<Option<Arc<Process>>>,
     pub(crate) streams: Streams,
     pub(crate) log: watch::Sender<Progress>,
@@ -135,7 +135,7 @@ impl Container {
         Arc::new(Self {
             id: record.id.clone(),
             record: Mutex::new(record),
-            turn: tokio::sync::Mutex::default(),
+            turn: Arc::default(),
             process: Mutex::default(),
             streams: Streams::default(),
             log: watch::channel(ended).0,

@@ -5,7 +5,7 @@
 //! - [`spec`]: from the record to what `zones` runs
 //! - [`mounts`], [`devices`]: what of the machine and of the pool is put into one
 //! - [`create`], [`run`], [`ending`]: making; starting and what follows; stopping, killing, removing
-//! - [`show`], [`logs`], [`attach`], [`control`]: the endpoints
+//! - [`show`], [`logs`], [`attach`], [`files`], [`control`]: the endpoints
 
 mod attach;
 mod boot;
@@ -15,6 +15,7 @@ mod control;
 mod create;
 pub(crate) mod devices;
 mod ending;
+mod files;
 mod list;
 mod log_driver;
 pub(crate) mod logs;
@@ -54,6 +55,10 @@ pub(crate) async fn route(
             "No such container: {}",
             name.join("/")
         ))),
+        ("HEAD" | "GET", [_, "archive"]) => files::get(&engine, &req).await,
+        ("PUT", [_, "archive"]) => files::put(&engine, req).await,
+        ("GET", [_, "export"]) => files::export(&engine, &req).await,
+        ("GET", [_, "changes"]) => files::changes(&engine, &req).await,
         ("GET", [_, "logs"]) => logs::logs(&engine, &req).await,
         ("POST", [_, "start"]) => control::start(&engine, &req).await,
         ("POST", [_, "stop"]) => control::stop(&engine, &req).await,

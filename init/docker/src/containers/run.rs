@@ -240,7 +240,11 @@ async fn prepare(
 }
 
 /// A root that a power cut has taken is made anew: nothing in it had been flushed.
-fn mount(store: &Store, record: &Record, namespace: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd> {
+pub(super) fn mount(
+    store: &Store,
+    record: &Record,
+    namespace: std::os::fd::BorrowedFd<'_>,
+) -> Result<OwnedFd> {
     match store.mount_root(&record.id, namespace) {
         Err(StoreError::NoSuchRoot { .. }) => {
             let image: ImageId = image_id(store, record)?;

@@ -1,12 +1,12 @@
 //! Tests of the whole store on a real pool.
 
 mod archives;
+mod files;
 mod images;
 mod layers;
 mod roots;
 mod speed;
 mod volumes;
-mod trees;
 
 use crate::{Digest, Image, Store};
 

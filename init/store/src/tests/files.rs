@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use super::add;
 use crate::testing::{TarMaker, TestPool, UserNamespace};
-use crate::{ChangeKind, Error, Tree, Unpacking};
+use crate::{ChangeKind, Error, Unpacking, ZoneFiles};
 
 const POOL: u64 = 256 << 20;
 const START: u32 = 1_000_000;
@@ -24,17 +24,17 @@ fn image() -> Vec<u8> {
 }
 
 /// Gives a tree of such an image, which is a zone's.
-fn with_tree(test: impl FnOnce(&crate::Store, &Tree)) {
+fn with_tree(test: impl FnOnce(&crate::Store, &ZoneFiles)) {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let image = add(&store, &[&image()], "a");
     store.create_root("zone", &image.id).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
-    test(&store, &Tree::new(mount, START));
+    test(&store, &ZoneFiles::new(mount, START));
 }
 
-fn packed(tree: &Tree, path: &str) -> Vec<(String, u64, String)> {
+fn packed(tree: &ZoneFiles, path: &str) -> Vec<(String, u64, String)> {
     let mut bytes = Vec::new();
     tree.pack(path, &mut bytes).unwrap();
     listed(&bytes)
@@ -144,7 +144,7 @@ fn the_changes_are_those_of_the_zone_alone() {
             .file("etc/passwd", b"1")
             .finish();
         tree.unpack("/", tar.as_slice(), Unpacking::default()).unwrap();
-        let merged = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(tree.root()));
+        let merged = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&tree.root()));
         fs::remove_file(format!("{merged}/etc/gone")).unwrap();
         let changes = store.changes("zone").unwrap();
         let shown: Vec<_> = changes
