@@ -41,8 +41,8 @@ pub enum Error {
     NoSuchRoot { zone: String },
     #[error("There is no {path} in the container.")]
     NoSuchPath { path: String },
-    #[error("{path} in the container is no folder.")]
-    NotAFolder { path: String },
+    #[error("{path} in the container is not a directory.")]
+    NotADirectory { path: String },
     #[error("Zone {zone} has a root already.")]
     RootExists { zone: String },
     #[error("There is no {path} to mount.")]
@@ -110,6 +110,7 @@ impl Error {
                 | Error::BadConfig { .. }
                 | Error::BadName { .. }
                 | Error::NotAFolder { .. }
+                | Error::NotADirectory { .. }
                 | Error::WrongDigest { .. }
                 | Error::MissingLayer { .. }
         )

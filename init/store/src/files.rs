@@ -142,7 +142,7 @@ impl ZoneFiles {
     /// Unpacks a tar (plain, gzip or zstd) into a folder that is there.
     ///
     /// # Errors
-    /// [`Error::NoSuchPath`], [`Error::NotAFolder`], or an entry that is refused; those before it
+    /// [`Error::NoSuchPath`], [`Error::NotADirectory`], or an entry that is refused; those before it
     /// have been unpacked.
     pub fn unpack(&self, folder: &str, tar: impl Read + Send, how: Unpacking) -> Result<()> {
         let clean = Clean::of(folder);
@@ -216,7 +216,7 @@ fn failed(reason: Errno, asked: &str) -> Error {
     let path = asked.to_owned();
     match reason {
         Errno::NOENT => Error::NoSuchPath { path },
-        Errno::NOTDIR => Error::NotAFolder { path },
+        Errno::NOTDIR => Error::NotADirectory { path },
         other => Error::io(format!("open {asked}"), other),
     }
 }

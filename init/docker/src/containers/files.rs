@@ -91,7 +91,7 @@ fn not_there(error: store::Error, container: &Container) -> ApiError {
             "Could not find the file {path} in container {}",
             container.record().name
         )),
-        store::Error::NotAFolder { .. } => ApiError::bad_request("extraction point is not a directory"),
+        store::Error::NotADirectory { .. } => ApiError::bad_request("extraction point is not a directory"),
         _ => error.into(),
     }
 }

@@ -103,7 +103,7 @@ fn paths_that_are_not_there_or_no_folders_are_told_apart() {
         let tar = TarMaker::default().file("a", b"").finish();
         let into = |folder| tree.unpack(folder, tar.as_slice(), Unpacking::default());
         assert!(matches!(into("/nowhere"), Err(Error::NoSuchPath { .. })));
-        assert!(matches!(into("/etc/passwd"), Err(Error::NotAFolder { .. })));
+        assert!(matches!(into("/etc/passwd"), Err(Error::NotADirectory { .. })));
         assert!(matches!(tree.stat("/etc/nothing"), Err(Error::NoSuchPath { .. })));
         let mut sink = Vec::new();
         assert!(matches!(
