@@ -187,6 +187,8 @@ pub enum Step {
     /// Standard input, output and error.
     Stdio([Fd; 3]),
     NewSession,
+    /// Joins a session keyring of its own (keyrings(7)), where the kernel has keyrings.
+    NewKeyring,
     /// Opens a terminal in the zone's own devpts, makes it standard input, output and error and the
     /// session's controlling terminal, gives it to the user, and sends its master over a socket.
     Terminal {

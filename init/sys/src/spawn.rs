@@ -29,6 +29,14 @@ pub struct IdMap {
     pub count: u32,
 }
 
+impl IdMap {
+    /// The machine's own ids, each as itself.
+    pub const HOST: Self = Self {
+        host: 0,
+        count: u32::MAX,
+    };
+}
+
 /// A limit of setrlimit(2), by the number of its `RLIMIT_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceLimit {
@@ -49,6 +57,9 @@ pub struct Spawn<'a> {
     pub cgroup: Option<BorrowedFd<'a>>,
     /// A pidfd of a process in whose PID namespace the new one is born.
     pub pid_namespace_of: Option<BorrowedFd<'a>>,
+    /// Pidfds of processes, and which of their namespaces (`CLONE_NEW*`) the new process has from its
+    /// birth; a user namespace comes first. The new namespaces then belong to that user namespace.
+    pub enters: &'a [(BorrowedFd<'a>, c_int)],
     /// Map of user and group ids of the new user namespace.
     pub ids: Option<IdMap>,
     /// Set from outside: within a user namespace no hard limit can be raised.
@@ -77,7 +88,12 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
         .pid_namespace_of
         .map(EnteredPidNamespace::enter)
         .transpose()?;
-    let spawned = clone(spawn.namespaces, spawn.cgroup, || {
+    let enters: Vec<(RawFd, c_int)> = spawn
+        .enters
+        .iter()
+        .map(|(fd, flags)| (fd.as_raw_fd(), *flags))
+        .collect();
+    let child = || {
         // Among the others is its copy of the gate's other end, without which it would wait for
         // ever if the parent died.
         prepared.close_others(gate);
@@ -86,7 +102,12 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
         // SAFETY: closes this process's copy.
         unsafe { libc::close(gate) };
         prepared.run()
-    })?;
+    };
+    let spawned = if enters.is_empty() {
+        clone(spawn.namespaces, spawn.cgroup, child)?
+    } else {
+        clone_within(&enters, spawn.namespaces, spawn.cgroup, child)?
+    };
     let ready = spawn.ids.map_or(Ok(()), |ids| write_maps(spawned.pid, ids));
     let ready = ready.and_then(|()| {
         spawn
@@ -207,6 +228,72 @@ fn clone(namespaces: u64, cgroup: Option<BorrowedFd<'_>>, child: impl FnOnce()) 
             // SAFETY: the kernel has just made this descriptor for us.
             pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
         }),
+    }
+}
+
+/// As [`clone`], from within other namespaces: a process in between enters them, has the child, which is
+/// its sibling, and ends. Nobody could come back from a user namespace to have another.
+fn clone_within(
+    enters: &[(RawFd, c_int)],
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce(),
+) -> io::Result<Spawned> {
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+    let report = write.as_raw_fd();
+    let between = clone(0, cgroup, || {
+        // Before it is in a user namespace whose root could look into it.
+        isolate();
+        // Its id, or the negative errno.
+        let result = match enter_and_clone(enters, namespaces) {
+            Ok(0) => return child(),
+            Ok(pid) => pid,
+            Err(errno) => -errno,
+        };
+        // SAFETY: writes a local to the pipe, then ends this process.
+        unsafe {
+            libc::write(report, (&raw const result).cast(), size_of::<c_int>());
+            libc::_exit(0)
+        }
+    })?;
+    drop(write);
+    let mut bytes = [0; size_of::<c_int>()];
+    let told = rustix::io::read(&read, &mut bytes);
+    let pidfd = rustix::process::WaitId::PidFd(between.pidfd.as_fd());
+    rustix::process::waitid(pidfd, rustix::process::WaitIdOptions::EXITED)?;
+    if told? != bytes.len() {
+        return Err(io::Error::other(
+            "The process that was to enter the namespaces has ended",
+        ));
+    }
+    let pid = c_int::from_ne_bytes(bytes);
+    if pid < 0 {
+        return Err(io::Error::from_raw_os_error(-pid));
+    }
+    // It is a child of this process that nobody has reaped: the number is still its own.
+    let known =
+        rustix::process::Pid::from_raw(pid).ok_or_else(|| io::Error::other("A process has no number"))?;
+    let pidfd = rustix::process::pidfd_open(known, rustix::process::PidfdFlags::empty())?;
+    Ok(Spawned { pid, pidfd })
+}
+
+/// In the process in between, and, with 0, in the child.
+fn enter_and_clone(enters: &[(RawFd, c_int)], namespaces: u64) -> Result<c_int, c_int> {
+    let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    for (fd, flags) in enters {
+        // SAFETY: plain descriptor and flags.
+        if unsafe { libc::setns(*fd, *flags) } != 0 {
+            return Err(errno());
+        }
+    }
+    // SAFETY: an all-zero `clone_args` is valid.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    // The signal at its end is that of this process, as for every CLONE_PARENT.
+    arguments.flags = namespaces | libc::CLONE_PARENT as u64;
+    // SAFETY: as in `clone`.
+    match unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of::<libc::clone_args>()) } {
+        -1 => Err(errno()),
+        pid => Ok(pid as c_int),
     }
 }
 

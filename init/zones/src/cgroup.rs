@@ -110,6 +110,13 @@ impl Cgroups {
         })
     }
 
+    /// Kills what is left of a zone whose first process has ended. Of one with a PID namespace of its own
+    /// that is nothing: the kernel has seen to it.
+    pub fn kill(&self, id: &str) {
+        // Without a cgroup there is nothing left of it.
+        let _ = fs::write(self.path(id).join("cgroup.kill"), "1");
+    }
+
     /// Removes a zone's cgroup after its last process has ended. One that is gone is no error.
     pub fn remove(&self, id: &str) -> Result<(), Error> {
         let path = self.path(id);

@@ -13,7 +13,7 @@ use sys::spawn::ResourceLimit;
 
 use crate::error::Error;
 use crate::seccomp;
-use crate::spec::{Mount, ProcessSpec, ZoneSpec};
+use crate::spec::{INIT, Mount, Namespace, ProcessSpec, ZoneSpec};
 
 /// Where the new root is attached in the zone's mount namespace until it is pivoted to.
 pub const STAGING: &str = "/run/zone-root";
@@ -111,20 +111,32 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
     };
     let report = b.fd(ends.report);
     let tree = b.fd(root);
-    b.add(Step::Unshare {
-        flags: libc::CLONE_NEWCGROUP,
-    });
+    if matches!(spec.namespaces.cgroup, Namespace::Own) {
+        b.add(Step::Unshare {
+            flags: libc::CLONE_NEWCGROUP,
+        });
+    }
     b.add(Step::PrivateMounts);
     become_root(&mut b);
     b.add(Step::AttachRoot {
         tree,
         at: text(STAGING)?,
     });
-    system_mounts(&mut b, spec.shm_size)?;
+    system_mounts(&mut b, &spec)?;
     for mount in spec.mounts {
         own_mount(&mut b, mount)?;
     }
     // After the mounts, one of which may lie over the folder that a file is in.
+    if let Some(init) = &spec.init {
+        b.add(Step::MakeFile { path: text(INIT)? });
+        b.add(Step::BindHost {
+            host: text(&**init)?,
+            attributes: MountAttributes::READ_ONLY
+                .with(MountAttributes::NO_SUID)
+                .with(MountAttributes::NO_DEV),
+            at: text(INIT)?,
+        });
+    }
     for (path, data) in &spec.files {
         b.add(Step::File {
             path: text(path)?,
@@ -135,9 +147,11 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
         b.add(Step::Mask { path: text(&**path)? });
     }
     b.add(Step::PivotRoot);
-    b.add(Step::HostName(text(&*spec.hostname)?));
-    if let Some(name) = &spec.domainname {
-        b.add(Step::DomainName(text(&**name)?));
+    if matches!(spec.namespaces.uts, Namespace::Own) {
+        b.add(Step::HostName(text(&*spec.hostname)?));
+        if let Some(name) = &spec.domainname {
+            b.add(Step::DomainName(text(&**name)?));
+        }
     }
     for (key, value) in &spec.sysctls {
         let path = format!("/proc/sys/{}", key.replace('.', "/"));
@@ -162,18 +176,29 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
     if spec.read_only_root {
         b.add(Step::ReadOnlyRoot);
     }
-    finish(b, &spec.process, report)
+    let mut process = spec.process;
+    if spec.init.is_some() {
+        process.args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
+    }
+    finish(b, &process, report)
 }
 
-/// The program of a process that joins a zone.
-pub(crate) fn exec(process: &ProcessSpec, zone: OwnedFd, ends: ChildEnds) -> Result<Compiled, Error> {
+/// The program of a process that joins a zone, which may have the machine's user namespace.
+pub(crate) fn exec(
+    process: &ProcessSpec,
+    zone: OwnedFd,
+    host_user: bool,
+    ends: ChildEnds,
+) -> Result<Compiled, Error> {
     let mut b = Builder {
         steps: Vec::new(),
         fds: Vec::new(),
     };
     let report = b.fd(ends.report);
     let pidfd = b.fd(zone);
-    let flags = libc::CLONE_NEWUSER
+    // setns(2): nobody may enter the user namespace that he is in.
+    let user = if host_user { 0 } else { libc::CLONE_NEWUSER };
+    let flags = user
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWUTS
         | libc::CLONE_NEWIPC
@@ -189,20 +214,27 @@ pub(crate) fn exec(process: &ProcessSpec, zone: OwnedFd, ends: ChildEnds) -> Res
     finish(b, process, report)
 }
 
-/// The process was born with the host's ids, which mean nothing in its user namespace.
+/// The process was born with the host's ids, which mean nothing in its user namespace, and with the
+/// session keyring of process 1.
 fn become_root(b: &mut Builder) {
     b.add(Step::Groups(Vec::new()));
     b.add(Step::Group(0));
     b.add(Step::User(0));
+    b.add(Step::NewKeyring);
 }
 
-fn system_mounts(b: &mut Builder, shm_size: u64) -> Result<(), Error> {
+fn system_mounts(b: &mut Builder, spec: &ZoneSpec) -> Result<(), Error> {
+    let of_system = if spec.system_files_writable {
+        NO_SUID_DEV_EXEC
+    } else {
+        HIDDEN
+    };
     b.mount("proc", &[], NO_SUID_DEV_EXEC, "/proc")?;
-    b.mount("sysfs", &[], HIDDEN, "/sys")?;
+    b.mount("sysfs", &[], of_system, "/sys")?;
     b.add(Step::Mount {
         fstype: text("cgroup2")?,
         options: Vec::new(),
-        attributes: HIDDEN,
+        attributes: of_system,
         at: text("/sys/fs/cgroup")?,
     });
     b.mount(
@@ -228,13 +260,15 @@ fn system_mounts(b: &mut Builder, shm_size: u64) -> Result<(), Error> {
     ];
     b.mount("devpts", &pts, NO_SUID_EXEC, "/dev/pts")?;
     b.mount("mqueue", &[], NO_SUID_DEV_EXEC, "/dev/mqueue")?;
-    let size = shm_size.to_string();
-    b.mount(
-        "tmpfs",
-        &[("mode", "1777"), ("size", &size)],
-        NO_SUID_DEV_EXEC,
-        "/dev/shm",
-    )?;
+    if let Some(size) = spec.shm_size {
+        let size = size.to_string();
+        b.mount(
+            "tmpfs",
+            &[("mode", "1777"), ("size", &size)],
+            NO_SUID_DEV_EXEC,
+            "/dev/shm",
+        )?;
+    }
     for (target, path) in DEVICE_LINKS {
         b.add(Step::Symlink {
             target: text(*target)?,
@@ -297,7 +331,7 @@ fn connect(b: &mut Builder, stdio: ChildStdio, process: &ProcessSpec, first: boo
 /// From the zone's root to the image's program.
 fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled, Error> {
     let capabilities = process.capabilities;
-    let filter = seccomp::filter(process.seccomp, capabilities).map(Step::Seccomp);
+    let filter = seccomp::filter(&process.seccomp, capabilities)?.map(Step::Seccomp);
     b.add(Step::CapabilityBounds(capabilities.bits()));
     b.add(Step::Groups(process.user.groups.clone()));
     b.add(Step::Group(process.user.gid));

@@ -17,6 +17,10 @@ pub enum Error {
     KeeperGone,
     #[error("Process 1 cannot start the process: {0}")]
     NotCloned(String),
+    #[error(
+        "The profile of system calls is too long: {0} instructions, and the kernel takes 4096; make it simpler"
+    )]
+    FilterTooLong(usize),
     #[error("The zone is not running")]
     NotRunning,
 }

@@ -23,8 +23,7 @@ impl Cgroups {
 
     /// Whether all processes of a zone are stopped.
     pub fn is_frozen(&self, id: &str) -> bool {
-        let events = fs::read_to_string(self.path(id).join("cgroup.events"));
-        events.is_ok_and(|events| says_frozen(&events))
+        File::open(self.path(id).join(EVENTS)).is_ok_and(|events| says(&events, "frozen 1").unwrap_or(false))
     }
 
     async fn set_frozen(&self, id: &str, frozen: bool) -> Result<(), Error> {
@@ -32,29 +31,47 @@ impl Cgroups {
         let what = if frozen { "freeze" } else { "thaw" };
         let failed = || Error::io(format!("{what} the zone {id}"));
         // Opened before the change: the kernel tells of what is newer than the last reading.
-        let events = File::open(dir.join("cgroup.events")).map_err(failed())?;
-        let copy = events.try_clone().map_err(failed())?;
-        let watch = readiness::watch(copy.into(), Interest::PRIORITY).map_err(failed())?;
+        let events = File::open(dir.join(EVENTS)).map_err(failed())?;
         fs::write(dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }).map_err(failed())?;
-        while read_frozen(&events).map_err(failed())? != frozen {
-            let mut changed = watch.ready(Interest::PRIORITY).await.map_err(failed())?;
-            if read_frozen(&events).map_err(failed())? == frozen {
-                break;
-            }
-            changed.clear_ready();
-        }
-        Ok(())
+        let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+        until(&events, wanted).await.map_err(failed())
+    }
+
+    /// Removes a zone's cgroup when the last of its processes, which were killed, has ended.
+    pub(crate) async fn remove_when_empty(&self, id: &str) -> Result<(), Error> {
+        let Err(busy) = self.remove(id) else {
+            return Ok(());
+        };
+        let Ok(events) = File::open(self.path(id).join(EVENTS)) else {
+            return Err(busy);
+        };
+        until(&events, "populated 0")
+            .await
+            .map_err(Error::io(format!("wait for the end of the zone {id}")))?;
+        self.remove(id)
     }
 }
 
-fn says_frozen(events: &str) -> bool {
-    events.lines().any(|line| line == "frozen 1")
+/// Tells of changes, and is ready for poll(2) with an urgent event when there was one.
+const EVENTS: &str = "cgroup.events";
+
+/// Waits until the file has a line.
+async fn until(events: &File, line: &str) -> io::Result<()> {
+    let watch = readiness::watch(events.try_clone()?.into(), Interest::PRIORITY)?;
+    while !says(events, line)? {
+        let mut changed = watch.ready(Interest::PRIORITY).await?;
+        if says(events, line)? {
+            break;
+        }
+        changed.clear_ready();
+    }
+    Ok(())
 }
 
-fn read_frozen(events: &File) -> io::Result<bool> {
+fn says(events: &File, line: &str) -> io::Result<bool> {
     // Two short lines.
     let mut buffer = [0; 128];
     let length = events.read_at(&mut buffer, 0)?;
-    let text = buffer.get(..length).unwrap_or_default();
-    Ok(says_frozen(&String::from_utf8_lossy(text)))
+    let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default());
+    Ok(text.lines().any(|there| there == line))
 }

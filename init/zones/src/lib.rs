@@ -18,7 +18,7 @@ mod freezer;
 pub mod keeper;
 pub mod log;
 mod runtime;
-mod seccomp;
+pub mod seccomp;
 pub mod spec;
 pub mod stats;
 mod stdio;
@@ -32,8 +32,8 @@ pub use error::{Error, StartError};
 pub use runtime::{ExitStatus, Pending, Process, Survivor, Zones};
 pub use seccomp::Seccomp;
 pub use spec::{
-    CpuLimit, DeviceNumber, IDS_PER_ZONE, IdMap, IoLimit, Limits, MASKED_PATHS, Mount, MountAttributes,
-    ProcessSpec, READ_ONLY_PATHS, ResourceLimit, TerminalSize, User, ZoneSpec,
+    CpuLimit, DeviceNumber, IDS_PER_ZONE, INIT, IdMap, IoLimit, Limits, MASKED_PATHS, Mount, MountAttributes,
+    Namespace, Namespaces, ProcessSpec, READ_ONLY_PATHS, ResourceLimit, TerminalSize, User, ZoneSpec,
 };
 pub use stdio::{Stdio, resize};
 pub use sys::spawn::user_namespace;

@@ -20,7 +20,7 @@ use crate::compile::{self, Compiled};
 use crate::device_rules::DeviceRule;
 use crate::error::{Error, StartError};
 use crate::keeper::{Client, RawExit, Restored};
-use crate::spec::{IdMap, ProcessSpec, ZoneSpec};
+use crate::spec::{IdMap, Namespace, Namespaces, ProcessSpec, ZoneSpec};
 use crate::stdio::{
     self, Channels, ParentStdio, RELAY, REPORT, STDERR, STDIN, STDOUT, Stdio, TERMINAL, TERMINAL_SOCKET,
 };
@@ -153,14 +153,15 @@ impl Zones {
             gate,
             stdio,
         } = channels;
+        let birthplace = Birthplace::of(&spec.namespaces)?;
         let compiled = compile::zone(spec, root, child)?;
-        let namespaces = NEW_USER | NEW_PID | NEW_MOUNT | NEW_UTS | NEW_IPC | NEW_NET;
         let birth = Birth {
             key: &id,
-            namespaces,
+            namespaces: birthplace.new,
             cgroup: cgroup.as_fd(),
             joins: None,
-            ids: Some(ids),
+            enters: &birthplace.enters,
+            ids: birthplace.maps_ids.then_some(ids),
         };
         match self.clone_process(&birth, &compiled, &stdio, &report).await {
             Ok(process) => Ok(Pending {
@@ -197,12 +198,13 @@ impl Zones {
             stdio,
         } = channels;
         let own = zone.try_clone_to_owned().map_err(Error::io("copy a pidfd"))?;
-        let compiled = compile::exec(process, own, child)?;
+        let compiled = compile::exec(process, own, ids == IdMap::HOST, child)?;
         let birth = Birth {
             key,
             namespaces: 0,
             cgroup: cgroup.as_fd(),
             joins: Some(zone),
+            enters: &[],
             ids: None,
         };
         let born = self.clone_process(&birth, &compiled, &stdio, &report).await?;
@@ -249,6 +251,7 @@ impl Zones {
                 namespaces: birth.namespaces,
                 cgroup: Some(birth.cgroup),
                 joins: birth.joins,
+                enters: birth.enters,
                 ids: birth.ids,
                 limits: compiled.limits.clone(),
                 oom_score_adj: compiled.oom_score_adj,
@@ -265,6 +268,7 @@ impl Zones {
     /// Waits for a process to end; none for one that is unknown, acknowledged, or lost with process 1.
     pub async fn exited(&self, key: &str) -> Option<ExitStatus> {
         let raw = self.keeper.exited(key).await?;
+        self.cgroups.kill(key);
         Some(self.exit_status(key, raw))
     }
 
@@ -278,7 +282,7 @@ impl Zones {
 
     /// A zone's exit status is safe: its cgroup goes, and process 1 forgets it.
     pub async fn acknowledge_zone(&self, id: &str) -> Result<(), Error> {
-        let removed = self.cgroups.remove(id);
+        let removed = self.cgroups.remove_when_empty(id).await;
         self.acknowledge(id).await?;
         removed
     }
@@ -316,7 +320,44 @@ struct Birth<'a> {
     namespaces: u64,
     cgroup: BorrowedFd<'a>,
     joins: Option<BorrowedFd<'a>>,
+    enters: &'a [(OwnedFd, i32)],
     ids: Option<IdMap>,
+}
+
+/// The namespaces that a zone's first process is born in.
+struct Birthplace {
+    /// `NEW_*`.
+    new: u64,
+    /// Those of other zones, by pidfds; the user namespace first.
+    enters: Vec<(OwnedFd, i32)>,
+    maps_ids: bool,
+}
+
+impl Birthplace {
+    fn of(namespaces: &Namespaces) -> Result<Self, Error> {
+        let mut place = Self {
+            new: NEW_MOUNT,
+            enters: Vec::new(),
+            maps_ids: matches!(namespaces.user, Namespace::Own),
+        };
+        for (namespace, flag) in [
+            (&namespaces.user, NEW_USER),
+            (&namespaces.pid, NEW_PID),
+            (&namespaces.ipc, NEW_IPC),
+            (&namespaces.network, NEW_NET),
+            (&namespaces.uts, NEW_UTS),
+        ] {
+            match namespace {
+                Namespace::Own => place.new |= flag,
+                Namespace::Host => {}
+                Namespace::Of(pidfd) => {
+                    let pidfd = pidfd.try_clone().map_err(Error::io("copy a pidfd"))?;
+                    place.enters.push((pidfd, flag as i32));
+                }
+            }
+        }
+        Ok(place)
+    }
 }
 
 fn restored_stdio(mut kept: HashMap<String, OwnedFd>) -> Option<Stdio> {

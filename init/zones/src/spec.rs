@@ -38,6 +38,36 @@ pub const READ_ONLY_PATHS: &[&str] = &[
     "/proc/sysrq-trigger",
 ];
 
+/// Where the program of [`ZoneSpec::init`] lies in the zone, as in Docker's.
+pub const INIT: &str = "/sbin/docker-init";
+
+/// Whose a namespace of a zone is.
+#[derive(Debug, Default)]
+pub enum Namespace {
+    #[default]
+    Own,
+    /// That of the machine.
+    Host,
+    /// That of another zone, by the pidfd of its first process.
+    Of(OwnedFd),
+}
+
+/// The namespaces of a zone beside its mounts, which are always its own.
+///
+/// A namespace belongs to a user namespace, and only who has powers in that one may mount what shows it
+/// (`/proc`, `/sys`, `mqueue`), bind its low ports or set its parameters. So a zone that joins another's
+/// namespaces must be in its user namespace too, with its ids; and one that is in the machine's must have
+/// the machine's user namespace, which makes its root the machine's.
+#[derive(Debug, Default)]
+pub struct Namespaces {
+    pub user: Namespace,
+    pub pid: Namespace,
+    pub ipc: Namespace,
+    pub network: Namespace,
+    pub uts: Namespace,
+    pub cgroup: Namespace,
+}
+
 /// A zone: its first process and what surrounds it.
 #[derive(Debug)]
 pub struct ZoneSpec {
@@ -46,9 +76,13 @@ pub struct ZoneSpec {
     pub hostname: String,
     pub domainname: Option<String>,
     pub process: ProcessSpec,
+    /// [`IdMap::HOST`] in the machine's user namespace; those of the other zone in another's.
     pub ids: IdMap,
+    pub namespaces: Namespaces,
     pub limits: Limits,
     pub read_only_root: bool,
+    /// `/sys` and the cgroup's files may be written as far as the kernel lets the zone's users.
+    pub system_files_writable: bool,
     /// Beside those that every zone has (`/proc`, `/sys`, `/dev`, …), in order.
     pub mounts: Vec<Mount>,
     /// Hidden behind an empty folder or file where they are there, such as [`MASKED_PATHS`].
@@ -61,8 +95,11 @@ pub struct ZoneSpec {
     pub device_rules: Vec<DeviceRule>,
     /// Small files of the zone's own, put over those of the image: path and content.
     pub files: Vec<(String, Vec<u8>)>,
-    /// Bytes of `/dev/shm`.
-    pub shm_size: u64,
+    /// Bytes of `/dev/shm`; none for a zone without one, or with another's among its mounts.
+    pub shm_size: Option<u64>,
+    /// A program of the machine that runs as the zone's process 1 and has its program as a child, such as
+    /// process 1's own file, which does that as [`INIT`].
+    pub init: Option<String>,
     /// Namespaced kernel parameters, such as `net.ipv4.ip_forward`.
     pub sysctls: Vec<(String, String)>,
 }

@@ -151,6 +151,8 @@ pub(crate) struct HostConfig {
     #[serde(deserialize_with = "nullable")]
     pub(crate) security_opt: Vec<String>,
     #[serde(deserialize_with = "nullable")]
+    pub(crate) privileged: bool,
+    #[serde(deserialize_with = "nullable")]
     pub(crate) shm_size: i64,
     #[serde(deserialize_with = "nullable")]
     pub(crate) sysctls: BTreeMap<String, String>,
@@ -466,7 +468,6 @@ mod tests {
     #[test]
     fn a_field_that_is_not_done_is_refused_by_its_name() {
         for (host, field) in [
-            (json!({"Privileged": true}), "HostConfig.Privileged"),
             (json!({"NetworkMode": "host"}), "HostConfig.NetworkMode"),
             (json!({"PidMode": "host"}), "HostConfig.PidMode"),
             (json!({"SomethingNew": 7}), "HostConfig.SomethingNew"),

@@ -189,6 +189,17 @@ pub(super) fn new_session() -> Done {
     check(unsafe { libc::setsid() }).map(drop)
 }
 
+pub(super) fn new_keyring() -> Done {
+    /// `KEYCTL_JOIN_SESSION_KEYRING` (`linux/keyctl.h`); without a name it is a new one.
+    const JOIN_SESSION_KEYRING: c_int = 1;
+    let none: *const libc::c_char = ptr::null();
+    // SAFETY: a plain number and no name.
+    match check_long(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, none) }) {
+        Ok(_) | Err(libc::ENOSYS) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 // Ids by the raw calls: glibc's wrappers would have the parent's other threads follow, which do not
 // exist here.
 

@@ -163,6 +163,7 @@ impl Child<'_> {
             Step::WriteFile { path, data } => write_file(path, data),
             Step::Stdio(fds) => self.stdio(fds.map(|fd| self.fd(fd))),
             Step::NewSession => new_session(),
+            Step::NewKeyring => new_keyring(),
             Step::Terminal {
                 to,
                 owner,

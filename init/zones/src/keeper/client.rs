@@ -39,6 +39,7 @@ pub(crate) struct NewProcess<'a> {
     pub(crate) namespaces: u64,
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     pub(crate) joins: Option<BorrowedFd<'a>>,
+    pub(crate) enters: &'a [(OwnedFd, i32)],
     pub(crate) ids: Option<IdMap>,
     pub(crate) limits: Vec<ResourceLimit>,
     pub(crate) oom_score_adj: Option<i32>,
@@ -214,6 +215,7 @@ impl Client {
             namespaces: process.namespaces,
             has_cgroup: process.cgroup.is_some(),
             joins: process.joins.is_some(),
+            enters: process.enters.iter().map(|(_, flags)| *flags).collect(),
             ids: process.ids,
             limits: process.limits.clone(),
             oom_score_adj: process.oom_score_adj,
@@ -222,6 +224,7 @@ impl Client {
         let mut fds: Vec<BorrowedFd<'_>> = process.fds.iter().map(AsFd::as_fd).collect();
         fds.extend(process.cgroup);
         fds.extend(process.joins);
+        fds.extend(process.enters.iter().map(|(fd, _)| fd.as_fd()));
         fds.extend(process.keep.iter().map(|(_, fd)| *fd));
         self.send(&request, &fds).await?;
         receiver

@@ -26,7 +26,7 @@ pub const PROTOCOL: u64 = program::fingerprint(include_str!("mod.rs"), program::
 #[derive(Debug, Serialize, Deserialize)]
 enum Request {
     /// Descriptors: those of the program, then as the flags say the cgroup, the pidfd of the zone in
-    /// whose PID namespace to be born, and those to keep.
+    /// whose PID namespace to be born, those whose namespaces are entered, and those to keep.
     Spawn(Box<SpawnRequest>),
     /// Keeps one descriptor under a name, in place of one of the same name; until it is released, or
     /// its process forgotten if it is said to be one's.
@@ -55,6 +55,8 @@ struct SpawnRequest {
     namespaces: u64,
     has_cgroup: bool,
     joins: bool,
+    /// Namespaces to be born in, `CLONE_NEW*`; for each a pidfd.
+    enters: Vec<i32>,
     ids: Option<IdMap>,
     limits: Vec<ResourceLimit>,
     oom_score_adj: Option<i32>,

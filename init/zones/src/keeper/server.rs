@@ -280,6 +280,12 @@ impl Server {
         let own: Vec<OwnedFd> = fds.by_ref().take(usize::from(request.program_fds)).collect();
         let cgroup = request.has_cgroup.then(|| fds.next()).flatten();
         let joined = request.joins.then(|| fds.next()).flatten();
+        let entered: Vec<OwnedFd> = fds.by_ref().take(request.enters.len()).collect();
+        let enters: Vec<(BorrowedFd<'_>, i32)> = entered
+            .iter()
+            .map(AsFd::as_fd)
+            .zip(request.enters.iter().copied())
+            .collect();
         let kept = request.keep.into_iter().zip(fds).collect();
         let borrowed: Vec<BorrowedFd<'_>> = own.iter().map(AsFd::as_fd).collect();
         let spawned = spawn(&Spawn {
@@ -288,6 +294,7 @@ impl Server {
             namespaces: request.namespaces,
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             pid_namespace_of: joined.as_ref().map(AsFd::as_fd),
+            enters: &enters,
             ids: request.ids,
             limits: &request.limits,
             oom_score_adj: request.oom_score_adj,

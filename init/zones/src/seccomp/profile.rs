@@ -1,112 +1,158 @@
 //! The default profile: which system calls a zone may make, and under which capability more.
 //!
-//! Calls newer than those of `libc`'s table are given by their number on x86-64
-//! (`arch/x86/entry/syscalls/syscall_64.tbl`).
+//! It is Docker's, for programs of all three call tables of an x86-64 kernel.
 
-use std::ffi::c_long;
+use crate::capabilities::{Capability, CapabilitySet};
 
-use crate::capabilities::Capability;
-
-/// A call's name (with the prefix of its constant, where it has one) and number.
-pub(super) type Call = (&'static str, c_long);
-
-macro_rules! calls {
-    ($($name:ident)*) => { &[$((stringify!($name), libc::$name)),*] };
-}
+use super::rules::{Action, Comparison, Condition, Profile, Rule};
 
 /// Allowed whatever the arguments and capabilities.
-#[rustfmt::skip]
-pub(super) const ALWAYS: &[Call] = calls![
-    SYS_accept SYS_accept4 SYS_access SYS_adjtimex SYS_alarm SYS_arch_prctl SYS_bind SYS_brk SYS_capget
-    SYS_capset SYS_chdir SYS_chmod SYS_chown SYS_clock_adjtime SYS_clock_getres SYS_clock_gettime
-    SYS_clock_nanosleep SYS_close SYS_close_range SYS_connect SYS_copy_file_range SYS_creat SYS_dup
-    SYS_dup2 SYS_dup3 SYS_epoll_create SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_ctl_old SYS_epoll_pwait
-    SYS_epoll_pwait2 SYS_epoll_wait SYS_epoll_wait_old SYS_eventfd SYS_eventfd2 SYS_execve SYS_execveat
-    SYS_exit SYS_exit_group SYS_faccessat SYS_faccessat2 SYS_fadvise64 SYS_fallocate SYS_fanotify_mark
-    SYS_fchdir SYS_fchmod SYS_fchmodat SYS_fchmodat2 SYS_fchown SYS_fchownat SYS_fcntl SYS_fdatasync
-    SYS_fgetxattr SYS_flistxattr SYS_flock SYS_fork SYS_fremovexattr SYS_fsetxattr SYS_fstat SYS_fstatfs
-    SYS_fsync SYS_ftruncate SYS_futex SYS_futex_waitv SYS_futimesat SYS_get_robust_list
-    SYS_get_thread_area SYS_getcpu SYS_getcwd SYS_getdents SYS_getdents64 SYS_getegid SYS_geteuid
-    SYS_getgid SYS_getgroups SYS_getitimer SYS_getpeername SYS_getpgid SYS_getpgrp SYS_getpid SYS_getppid
-    SYS_getpriority SYS_getrandom SYS_getresgid SYS_getresuid SYS_getrlimit SYS_getrusage SYS_getsid
-    SYS_getsockname SYS_getsockopt SYS_gettid SYS_gettimeofday SYS_getuid SYS_getxattr
-    SYS_inotify_add_watch SYS_inotify_init SYS_inotify_init1 SYS_inotify_rm_watch SYS_io_cancel
-    SYS_io_destroy SYS_io_getevents SYS_io_setup SYS_io_submit SYS_ioctl SYS_ioprio_get SYS_ioprio_set
-    SYS_kill SYS_landlock_add_rule SYS_landlock_create_ruleset SYS_landlock_restrict_self SYS_lchown
-    SYS_lgetxattr SYS_link SYS_linkat SYS_listen SYS_listxattr SYS_llistxattr SYS_lremovexattr SYS_lseek
-    SYS_lsetxattr SYS_lstat SYS_madvise SYS_membarrier SYS_memfd_create SYS_memfd_secret SYS_mincore
-    SYS_mkdir SYS_mkdirat SYS_mknod SYS_mknodat SYS_mlock SYS_mlock2 SYS_mlockall SYS_mmap SYS_modify_ldt
-    SYS_mprotect SYS_mq_getsetattr SYS_mq_notify SYS_mq_open SYS_mq_timedreceive SYS_mq_timedsend
-    SYS_mq_unlink SYS_mremap SYS_mseal SYS_msgctl SYS_msgget SYS_msgrcv SYS_msgsnd SYS_msync SYS_munlock
-    SYS_munlockall SYS_munmap SYS_name_to_handle_at SYS_nanosleep SYS_newfstatat SYS_open SYS_openat
-    SYS_openat2 SYS_pause SYS_pidfd_open SYS_pidfd_send_signal SYS_pipe SYS_pipe2 SYS_pkey_alloc
-    SYS_pkey_free SYS_pkey_mprotect SYS_poll SYS_ppoll SYS_prctl SYS_pread64 SYS_preadv SYS_preadv2
-    SYS_prlimit64 SYS_process_mrelease SYS_process_vm_readv SYS_process_vm_writev SYS_pselect6 SYS_ptrace
-    SYS_pwrite64 SYS_pwritev SYS_pwritev2 SYS_read SYS_readahead SYS_readlink SYS_readlinkat SYS_readv
-    SYS_recvfrom SYS_recvmmsg SYS_recvmsg SYS_remap_file_pages SYS_removexattr SYS_rename SYS_renameat
-    SYS_renameat2 SYS_restart_syscall SYS_rmdir SYS_rseq SYS_rt_sigaction SYS_rt_sigpending
-    SYS_rt_sigprocmask SYS_rt_sigqueueinfo SYS_rt_sigreturn SYS_rt_sigsuspend SYS_rt_sigtimedwait
-    SYS_rt_tgsigqueueinfo SYS_sched_get_priority_max SYS_sched_get_priority_min SYS_sched_getaffinity
-    SYS_sched_getattr SYS_sched_getparam SYS_sched_getscheduler SYS_sched_rr_get_interval
-    SYS_sched_setaffinity SYS_sched_setattr SYS_sched_setparam SYS_sched_setscheduler SYS_sched_yield
-    SYS_seccomp SYS_select SYS_semctl SYS_semget SYS_semop SYS_semtimedop SYS_sendfile SYS_sendmmsg
-    SYS_sendmsg SYS_sendto SYS_set_robust_list SYS_set_thread_area SYS_set_tid_address SYS_setfsgid
-    SYS_setfsuid SYS_setgid SYS_setgroups SYS_setitimer SYS_setpgid SYS_setpriority SYS_setregid
-    SYS_setresgid SYS_setresuid SYS_setreuid SYS_setrlimit SYS_setsid SYS_setsockopt SYS_setuid
-    SYS_setxattr SYS_shmat SYS_shmctl SYS_shmdt SYS_shmget SYS_shutdown SYS_sigaltstack SYS_signalfd
-    SYS_signalfd4 SYS_socketpair SYS_splice SYS_stat SYS_statfs SYS_statx SYS_symlink SYS_symlinkat
-    SYS_sync SYS_sync_file_range SYS_syncfs SYS_sysinfo SYS_tee SYS_tgkill SYS_time SYS_timer_create
-    SYS_timer_delete SYS_timer_getoverrun SYS_timer_gettime SYS_timer_settime SYS_timerfd_create
-    SYS_timerfd_gettime SYS_timerfd_settime SYS_times SYS_tkill SYS_truncate SYS_umask SYS_uname
-    SYS_unlink SYS_unlinkat SYS_utime SYS_utimensat SYS_utimes SYS_vfork SYS_vmsplice SYS_wait4 SYS_waitid
-    SYS_write SYS_writev
-];
-
-/// Allowed always too, but without a name in `libc` yet.
-pub(super) const ALWAYS_BY_NUMBER: &[Call] = &[
-    ("io_pgetevents", 333),
-    ("uretprobe", 335),
-    ("cachestat", 451),
-    ("map_shadow_stack", 453),
-    ("futex_wake", 454),
-    ("futex_wait", 455),
-    ("futex_requeue", 456),
-    ("statmount", 457),
-    ("listmount", 458),
-    ("setxattrat", 463),
-    ("getxattrat", 464),
-    ("listxattrat", 465),
-    ("removexattrat", 466),
-];
-
-/// The highest number that the profile knows; a call above it is told to be missing, not forbidden.
-pub(super) const HIGHEST: c_long = 466;
+const ALWAYS: &str = "\
+    _llseek _newselect accept accept4 access adjtimex alarm arch_prctl bind brk cachestat capget capset \
+    chdir chmod chown chown32 clock_adjtime clock_adjtime64 clock_getres clock_getres_time64 \
+    clock_gettime clock_gettime64 clock_nanosleep clock_nanosleep_time64 close close_range connect \
+    copy_file_range creat dup dup2 dup3 epoll_create epoll_create1 epoll_ctl epoll_ctl_old epoll_pwait \
+    epoll_pwait2 epoll_wait epoll_wait_old eventfd eventfd2 execve execveat exit exit_group faccessat \
+    faccessat2 fadvise64 fadvise64_64 fallocate fanotify_mark fchdir fchmod fchmodat fchmodat2 fchown \
+    fchown32 fchownat fcntl fcntl64 fdatasync fgetxattr flistxattr flock fork fremovexattr fsetxattr \
+    fstat fstat64 fstatat64 fstatfs fstatfs64 fsync ftruncate ftruncate64 futex futex_requeue \
+    futex_time64 futex_wait futex_waitv futex_wake futimesat get_robust_list get_thread_area getcpu \
+    getcwd getdents getdents64 getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups getgroups32 \
+    getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid getresgid32 \
+    getresuid getresuid32 getrlimit getrusage getsid getsockname getsockopt gettid gettimeofday getuid \
+    getuid32 getxattr getxattrat inotify_add_watch inotify_init inotify_init1 inotify_rm_watch io_cancel \
+    io_destroy io_getevents io_pgetevents io_pgetevents_time64 io_setup io_submit ioctl ioprio_get \
+    ioprio_set ipc kill landlock_add_rule landlock_create_ruleset landlock_restrict_self lchown lchown32 \
+    lgetxattr link linkat listen listmount listxattr listxattrat llistxattr lremovexattr lseek lsetxattr \
+    lstat lstat64 madvise map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir mkdirat \
+    mknod mknodat mlock mlock2 mlockall mmap mmap2 modify_ldt mprotect mq_getsetattr mq_notify mq_open \
+    mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 mq_unlink mremap mseal \
+    msgctl msgget msgrcv msgsnd msync munlock munlockall munmap name_to_handle_at nanosleep newfstatat \
+    open openat openat2 pause pidfd_open pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect \
+    poll ppoll ppoll_time64 prctl pread64 preadv preadv2 prlimit64 process_mrelease process_vm_readv \
+    process_vm_writev pselect6 pselect6_time64 ptrace pwrite64 pwritev pwritev2 read readahead readlink \
+    readlinkat readv recvfrom recvmmsg recvmmsg_time64 recvmsg remap_file_pages removexattr \
+    removexattrat rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending \
+    rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64 \
+    rt_tgsigqueueinfo sched_get_priority_max sched_get_priority_min sched_getaffinity sched_getattr \
+    sched_getparam sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64 \
+    sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select semctl \
+    semget semop semtimedop semtimedop_time64 sendfile sendfile64 sendmmsg sendmsg sendto \
+    set_robust_list set_thread_area set_tid_address setfsgid setfsgid32 setfsuid setfsuid32 setgid \
+    setgid32 setgroups setgroups32 setitimer setpgid setpriority setregid setregid32 setresgid \
+    setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit setsid setsockopt setuid setuid32 \
+    setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 sigprocmask \
+    sigreturn socketcall socketpair splice stat stat64 statfs statfs64 statmount statx symlink symlinkat \
+    sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun \
+    timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime \
+    timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask \
+    uname unlink unlinkat uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid \
+    waitpid write writev";
 
 /// Allowed with a capability.
-#[rustfmt::skip]
-pub(super) const WITH_CAPABILITY: &[(Capability, &[Call])] = &[
-    (Capability::DacReadSearch, calls![SYS_open_by_handle_at]),
-    (Capability::SysAdmin, calls![
-        SYS_bpf SYS_clone SYS_clone3 SYS_fanotify_init SYS_fsconfig SYS_fsmount SYS_fsopen SYS_fspick
-        SYS_lookup_dcookie SYS_mount SYS_mount_setattr SYS_move_mount SYS_open_tree SYS_perf_event_open
-        SYS_quotactl SYS_quotactl_fd SYS_setdomainname SYS_sethostname SYS_setns SYS_syslog SYS_umount2
-        SYS_unshare
-    ]),
-    (Capability::SysAdmin, &[
-        ("lsm_get_self_attr", 459), ("lsm_set_self_attr", 460), ("lsm_list_modules", 461),
-    ]),
-    (Capability::SysBoot, calls![SYS_reboot]),
-    (Capability::SysChroot, calls![SYS_chroot]),
-    (Capability::SysModule, calls![SYS_delete_module SYS_finit_module SYS_init_module]),
-    (Capability::SysPacct, calls![SYS_acct]),
-    (Capability::SysPtrace, calls![
-        SYS_kcmp SYS_pidfd_getfd SYS_process_madvise SYS_process_vm_readv SYS_process_vm_writev SYS_ptrace
-    ]),
-    (Capability::SysRawio, calls![SYS_ioperm SYS_iopl]),
-    (Capability::SysTime, calls![SYS_clock_settime SYS_settimeofday]),
-    (Capability::SysTtyConfig, calls![SYS_vhangup]),
-    (Capability::SysNice, calls![SYS_get_mempolicy SYS_mbind SYS_set_mempolicy SYS_set_mempolicy_home_node]),
-    (Capability::Syslog, calls![SYS_syslog]),
-    (Capability::Bpf, calls![SYS_bpf]),
-    (Capability::Perfmon, calls![SYS_perf_event_open]),
+const WITH_CAPABILITY: &[(Capability, &str)] = &[
+    (Capability::Bpf, "bpf"),
+    (Capability::DacReadSearch, "open_by_handle_at"),
+    (Capability::Perfmon, "perf_event_open"),
+    (Capability::Syslog, "syslog"),
+    (
+        Capability::SysAdmin,
+        "\
+         bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie \
+         lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount \
+         open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog \
+         umount umount2 unshare",
+    ),
+    (Capability::SysBoot, "reboot"),
+    (Capability::SysChroot, "chroot"),
+    (Capability::SysModule, "delete_module finit_module init_module"),
+    (
+        Capability::SysNice,
+        "get_mempolicy mbind set_mempolicy set_mempolicy_home_node",
+    ),
+    (Capability::SysPacct, "acct"),
+    (
+        Capability::SysPtrace,
+        "kcmp pidfd_getfd process_madvise process_vm_readv process_vm_writev ptrace",
+    ),
+    (Capability::SysRawio, "ioperm iopl"),
+    (
+        Capability::SysTime,
+        "clock_settime clock_settime64 settimeofday stime",
+    ),
+    (Capability::SysTtyConfig, "vhangup"),
 ];
+
+/// All namespace flags of `clone(2)` but `CLONE_NEWTIME`, which shares its bit with the exit signal.
+const CLONE_NAMESPACES: u64 = 0x7e02_0000;
+/// personality(2): Linux, with 32-bit uname, without address randomisation, both, and the query.
+const PERSONALITIES: &[u64] = &[0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+/// All address families but `AF_ALG` (38) and `AF_VSOCK` (40): the kernel's crypto and the hypervisor are
+/// none of a zone's business.
+const FAMILIES: [(Comparison, u64); 3] = [
+    (Comparison::Less, 38),
+    (Comparison::Equal, 39),
+    (Comparison::Greater, 40),
+];
+
+/// The profile of a zone with these capabilities.
+pub(super) fn default(capabilities: CapabilitySet) -> Profile {
+    let mut rules = vec![allow(words(ALWAYS), Vec::new())];
+    for (comparison, family) in FAMILIES {
+        rules.push(allow(vec!["socket".to_owned()], vec![first(comparison, family)]));
+    }
+    for personality in PERSONALITIES {
+        rules.push(allow(
+            vec!["personality".to_owned()],
+            vec![first(Comparison::Equal, *personality)],
+        ));
+    }
+    for (capability, calls) in WITH_CAPABILITY {
+        if capabilities.contains(*capability) {
+            rules.push(allow(words(calls), Vec::new()));
+        }
+    }
+    if !capabilities.contains(Capability::SysAdmin) {
+        let without_namespaces = first(
+            Comparison::MaskedEqual {
+                mask: CLONE_NAMESPACES,
+            },
+            0,
+        );
+        rules.push(allow(vec!["clone".to_owned()], vec![without_namespaces]));
+        // Its flags lie in memory, where no filter can look: C libraries then take clone.
+        rules.push(Rule {
+            calls: vec!["clone3".to_owned()],
+            action: Action::Errno(libc::ENOSYS as u16),
+            conditions: Vec::new(),
+        });
+    }
+    Profile {
+        default: Action::Errno(libc::EPERM as u16),
+        x86: true,
+        x32: true,
+        rules,
+    }
+}
+
+fn words(calls: &str) -> Vec<String> {
+    calls.split_whitespace().map(str::to_owned).collect()
+}
+
+fn allow(calls: Vec<String>, conditions: Vec<Condition>) -> Rule {
+    Rule {
+        calls,
+        action: Action::Allow,
+        conditions,
+    }
+}
+
+/// On the low half of the first argument: the kernel takes an int, and does not look at the other half.
+fn first(comparison: Comparison, value: u64) -> Condition {
+    Condition {
+        argument: 0,
+        comparison,
+        value,
+        low_half: true,
+    }
+}

@@ -11,8 +11,8 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::io::unix::AsyncFd;
 use zones::keeper::{Server, Turn};
 use zones::{
-    CapabilitySet, Cgroups, ExitStatus, IDS_PER_ZONE, IdMap, Limits, Process, ProcessSpec, Seccomp,
-    StartError, Stdio, User, ZoneSpec, Zones, user_namespace,
+    CapabilitySet, Cgroups, ExitStatus, IDS_PER_ZONE, IdMap, Limits, Namespaces, Process, ProcessSpec,
+    Seccomp, StartError, Stdio, User, ZoneSpec, Zones, user_namespace,
 };
 
 pub(crate) const BUSYBOX: &str = "/bin/busybox";
@@ -91,14 +91,19 @@ pub(crate) fn make_root(root: &Path) {
 impl Bench {
     /// The root as a detached mount with the zone's ids.
     pub(crate) fn tree(&self) -> OwnedFd {
+        self.tree_for(IDS)
+    }
+
+    pub(crate) fn tree_for(&self, ids: IdMap) -> OwnedFd {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let tree = open_tree(rustix::fs::CWD, &self.root, flags).unwrap();
-        sys::block::map_ids(&tree, user_namespace(IDS).unwrap()).unwrap();
+        sys::block::map_ids(&tree, user_namespace(ids).unwrap()).unwrap();
         tree
     }
 
     pub(crate) async fn start(&self, spec: ZoneSpec) -> Result<(Process, Stdio), StartError> {
-        self.zones.create(spec, self.tree()).await?.release().await
+        let tree = self.tree_for(spec.ids);
+        self.zones.create(spec, tree).await?.release().await
     }
 
     /// Runs a shell script in a zone of its own and returns what it printed and how it ended.
@@ -140,13 +145,16 @@ pub(crate) fn spec(args: &[&str]) -> ZoneSpec {
         ids: IDS,
         limits: Limits::default(),
         read_only_root: false,
+        system_files_writable: false,
         mounts: Vec::new(),
         masked_paths: owned(zones::MASKED_PATHS),
         read_only_paths: owned(zones::READ_ONLY_PATHS),
         devices: Vec::new(),
         device_rules: Vec::new(),
         files: vec![("/etc/hosts".to_owned(), b"127.0.0.1 localhost\n".to_vec())],
-        shm_size: 64 << 20,
+        namespaces: Namespaces::default(),
+        shm_size: Some(64 << 20),
+        init: None,
         sysctls: Vec::new(),
     }
 }

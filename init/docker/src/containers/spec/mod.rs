@@ -8,6 +8,7 @@ mod limits;
 mod mounts;
 mod names;
 mod ports;
+mod seccomp;
 mod security;
 mod signals;
 #[cfg(test)]
@@ -68,6 +69,8 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
     let (config, host) = (&record.config, &record.host);
     let hostname = hostname(record);
     let (seccomp, no_new_privileges) = security(host)?;
+    let usual = |usual| if host.privileged { &[][..] } else { usual };
+    let protected = |asked_for, of_all| paths(asked_for, usual(of_all));
     let terminal = config.tty.then(|| match host.console_size.as_slice() {
         [rows, columns] if *rows > 0 && *columns > 0 => TerminalSize {
             rows: *rows,
@@ -103,8 +106,9 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         limits: limits(host)?,
         read_only_root: host.readonly_rootfs,
         mounts: now.mounts,
-        masked_paths: paths(host.masked_paths.as_deref(), MASKED_PATHS),
-        read_only_paths: paths(host.readonly_paths.as_deref(), READ_ONLY_PATHS),
+        system_files_writable: host.privileged,
+        masked_paths: protected(host.masked_paths.as_deref(), MASKED_PATHS),
+        read_only_paths: protected(host.readonly_paths.as_deref(), READ_ONLY_PATHS),
         devices: now.devices,
         device_rules: device_rules(host)?,
         files,
