@@ -16,7 +16,7 @@ mod testing;
 
 use std::net::Ipv4Addr;
 
-use zones::{Device, MASKED_PATHS, Mount, ProcessSpec, READ_ONLY_PATHS, TerminalSize, ZoneSpec};
+use zones::{Device, MASKED_PATHS, Mount, Namespaces, ProcessSpec, READ_ONLY_PATHS, TerminalSize, ZoneSpec};
 
 use device_rules::device_rules;
 use limits::rlimits;
@@ -112,7 +112,9 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         devices: now.devices,
         device_rules: device_rules(host)?,
         files,
-        shm_size: positive(host.shm_size).unwrap_or(DEFAULT_SHM),
+        namespaces: Namespaces::default(),
+        shm_size: Some(positive(host.shm_size).unwrap_or(DEFAULT_SHM)),
+        init: None,
         sysctls: host.sysctls.clone().into_iter().collect(),
     })
 }
