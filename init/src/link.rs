@@ -55,7 +55,10 @@ async fn follow(uplinks: Uplinks) {
     let mut told = String::new();
     loop {
         let status = changes.borrow_and_update().clone();
-        if let Err(error) = write_atomically(RESOLV_CONF, &resolv_conf(&status)) {
+        // What a predecessor has written is good until there is news.
+        if status.online()
+            && let Err(error) = write_atomically(RESOLV_CONF, &resolv_conf(&status))
+        {
             say!("network: cannot write {RESOLV_CONF}: {error}");
         }
         let text = describe(&status);

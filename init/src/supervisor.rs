@@ -15,6 +15,7 @@ use anyhow::Context;
 use docker::{Engine, EngineConfig, Power};
 use handover::{API_PORT, BootConfig, NodeBundle};
 use network::Network;
+use rustix::process::Signal;
 use store::Store;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -63,7 +64,6 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     let config = report("recipe", Instant::now(), identity::boot_config().map(Told)).map(|told| told.0);
     let config = Arc::new(config.unwrap_or_default());
     let loader = Arc::new(Loader::open()?);
-    let devices = devices(&loader);
     let cgroups = Cgroups::open(Path::new(CGROUPS), "zones").context("Cannot set up the zones' cgroup")?;
     fs::create_dir_all(zones::STAGING).context("Cannot make the folder for zones' roots")?;
     let (zones, survivors, mut kept) = Zones::connect(keeper, cgroups).await?;
@@ -73,6 +73,9 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     let (power, mut asked) = mpsc::unbounded_channel();
     let listening = kept.remove(LISTENER);
     let engine = Engine::new(zones.clone(), survivors, kept, engine_config(&config, power));
+    let boot = !engine.is_successor();
+    // A predecessor has loaded them: the pool and the zones need not wait.
+    let early = boot.then(|| devices(&loader));
     let bundle = read_bundle(&loader).await;
     let name = report("name", Instant::now(), identity::name_machine(bundle.as_ref())).unwrap_or_default();
     let served = match &bundle {
@@ -87,11 +90,20 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     }
     // What a client needs to be answered comes first: the many modules of the bridge and the pool
     // would only take the processors away from it.
-    let _ = devices.await;
+    if let Some(devices) = early {
+        let _ = devices.await;
+    }
     let network = bridge(&loader);
     let store = open_pool(&config, &loader);
     load_always(&config, &loader);
-    tokio::spawn(bring_up(engine.clone(), config, network, store));
+    let coming = tokio::spawn(bring_up(engine.clone(), config, network, store));
+    if !boot {
+        tokio::spawn(async move {
+            let _ = coming.await;
+            // For those that came in between.
+            let _ = devices(&loader).await;
+        });
+    }
 
     let end = tokio::select! {
         end = asked.recv() => end.unwrap_or(Power::Off),
@@ -117,6 +129,7 @@ fn engine_config(config: &Arc<BootConfig>, power: mpsc::UnboundedSender<Power>) 
         registry: config.registry.clone(),
         power: Box::new(move |end| {
             if end == Power::Supervisor {
+                let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);
                 std::process::abort();
             }
             let _ = power.send(end);

@@ -19,6 +19,14 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// # Errors
 /// There is no connection, no trust, or no answer.
 pub fn request(endpoint: &Endpoint, method: &str, path: &str) -> anyhow::Result<(u16, String)> {
+    send(endpoint, method, path, b"")
+}
+
+/// As [`request`], with a body: JSON, or whatever the path takes.
+///
+/// # Errors
+/// As [`request`].
+pub fn send(endpoint: &Endpoint, method: &str, path: &str, body: &[u8]) -> anyhow::Result<(u16, String)> {
     let config = client_config(&endpoint.certificates)?;
     let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
     let connection = ClientConnection::new(config, name)?;
@@ -27,8 +35,10 @@ pub fn request(endpoint: &Endpoint, method: &str, path: &str) -> anyhow::Result<
     let mut stream = StreamOwned::new(connection, socket);
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: monobloc\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: monobloc\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
     )?;
+    stream.write_all(body)?;
     let mut answer = Vec::new();
     match stream.read_to_end(&mut answer) {
         // A machine that goes down does not always say goodbye.

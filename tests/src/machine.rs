@@ -125,6 +125,12 @@ impl Boot {
         }
     }
 
+    /// With so many bytes of memory.
+    #[must_use]
+    pub fn memory(self, memory: u64) -> Self {
+        Self { memory, ..self }
+    }
+
     /// From the `.efi` file, by UEFI firmware.
     #[must_use]
     pub fn by_firmware(self) -> Self {

@@ -33,7 +33,7 @@ pub(super) enum Verdict {
     Start,
     /// It is in the pause before a restart, with so much of it left.
     StartAfter(Duration),
-    /// The predecessor died while it started it.
+    /// The predecessor died while it started it, and its restart policy wants no other start.
     FailStart,
     Remove,
 }
@@ -46,7 +46,14 @@ pub(super) fn judge(container: &Container, successor: bool, half_removed: bool) 
     }
     match (record.status, successor) {
         (Status::Restarting, _) => Verdict::StartAfter(rest_of_pause(&record)),
-        (Status::Running, true) => Verdict::FailStart,
+        (Status::Running, true) => {
+            record.exit_code = NOT_STARTED;
+            if pause_of_counted(&record).is_none() {
+                return Verdict::FailStart;
+            }
+            record.status = Status::Restarting;
+            Verdict::StartAfter(Duration::ZERO)
+        }
         (Status::Exited, true) if record.host.auto_remove => Verdict::Remove,
         (_, true) | (Status::Created, false) => Verdict::Keep,
         (status, false) => {
@@ -74,12 +81,16 @@ fn wanted_after_boot(record: &Record) -> bool {
     record.host.restart_policy.name == "always" || run::next_start(record).is_some()
 }
 
-fn rest_of_pause(record: &Record) -> Duration {
-    let before = Record {
+/// The pause before a start that is counted already; none if the policy does not want it.
+fn pause_of_counted(record: &Record) -> Option<Duration> {
+    run::next_start(&Record {
         restarts: record.restarts.saturating_sub(1),
         ..record.clone()
-    };
-    let pause = run::next_start(&before).unwrap_or_default();
+    })
+}
+
+fn rest_of_pause(record: &Record) -> Duration {
+    let pause = pause_of_counted(record).unwrap_or_default();
     let finished = OffsetDateTime::parse(&record.finished, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let gone = OffsetDateTime::now_utc() - finished;
     // A clock that was set back does not make the pause longer.
@@ -123,23 +134,15 @@ pub(super) async fn carry_out(
     }
 }
 
-/// Settles a start that the predecessor's death cut short; one that the restart policy wants is made
-/// again.
+/// Settles a start that the predecessor's death cut short.
 async fn fail_start(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
-    {
-        let _turn = container.turn.lock().await;
-        // Somebody has started it meanwhile.
-        if container.process().is_some() {
-            return;
-        }
+    let _turn = container.turn.lock().await;
+    // Somebody may have started it meanwhile.
+    if container.process().is_none() {
         let failure = Failure {
             api: ApiError::internal("The supervisor ended while it started the container; start it again."),
             code: NOT_STARTED,
         };
         run::fail(engine, container, store, &failure).await;
-    }
-    if run::next_start(&container.record()).is_some() {
-        let started = run::start(engine, container).await;
-        report(&container.id, "start it again", started.map(drop));
     }
 }
