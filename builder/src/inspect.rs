@@ -62,6 +62,33 @@ pub fn inspect(path: &Path) -> anyhow::Result<Inspection> {
     of_uki(&image).with_context(|| format!("{} is no image of Monobloc", path.display()))
 }
 
+/// The bytes of `/init`: those of the file itself if it is a program, else those in the image that it is
+/// (an `.efi` file, a folder with `initrd`, or an `initrd` alone).
+///
+/// # Errors
+/// It is none of these, or it is damaged.
+pub fn init_program(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let read = |path: &Path| fs::read(path).with_context(|| format!("Cannot read {}", path.display()));
+    let bytes = read(&if path.is_dir() {
+        path.join(INITRD)
+    } else {
+        path.to_owned()
+    })?;
+    if bytes.starts_with(b"\x7fELF") {
+        return Ok(bytes);
+    }
+    let within = if bytes.starts_with(b"MZ") {
+        let sections = uki::read::sections(&bytes)?;
+        sections.get(".initrd").map(|section| section.to_vec())
+    } else {
+        Some(bytes)
+    };
+    let initrd = within.context("It has no section .initrd")?;
+    entries(&decompress(&initrd)?)
+        .and_then(|mut entries| entries.remove("init").context("It has no /init"))
+        .with_context(|| format!("{} is neither a program nor an image of Monobloc", path.display()))
+}
+
 fn of_uki(image: &[u8]) -> anyhow::Result<Inspection> {
     let sections = uki::read::sections(image)?;
     let section = |name: &str| {

@@ -64,7 +64,7 @@ const TRIES: u32 = 3;
 const QUICK: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Within this time one of another build must serve.
-const SERVE_LIMIT: Duration = Duration::from_secs(60);
+const SERVE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Boots and keeps. Does not return.
 pub(crate) fn run() -> ExitCode {

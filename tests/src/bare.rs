@@ -39,6 +39,33 @@ pub fn power_off_program() -> Vec<u8> {
     code.extend(POWER_OFF.to_le_bytes());
     code.extend([0x0f, 0x05]); // syscall
     code.extend([0xeb, 0xfe]); // jmp to itself
+    program(&code)
+}
+
+/// A program that writes a text to its standard output and ends well; given an argument that does not
+/// begin with `p`, it waits for ever instead if it is to be `patient`.
+#[must_use]
+pub fn speaking_program(text: &str, patient: bool) -> Vec<u8> {
+    let mut code = Vec::new();
+    if patient {
+        code.extend([0x48, 0x8b, 0x44, 0x24, 0x10]); // mov rax, [rsp+16]: the first argument
+        code.extend([0x80, 0x38, b'p']); // cmp byte [rax], 'p'
+        code.extend([0x74, 0x09]); // je over what follows
+        code.extend([0xb8, 34, 0, 0, 0, 0x0f, 0x05]); // mov eax, 34 (pause); syscall
+        code.extend([0xeb, 0xf7]); // jmp back to it
+    }
+    code.extend([0xb8, 1, 0, 0, 0, 0xbf, 1, 0, 0, 0]); // mov eax, 1 (write); mov edi, 1
+    code.extend([0x48, 0x8d, 0x35, 16, 0, 0, 0]); // lea rsi, [rip+16]: the text
+    code.push(0xba); // mov edx, imm32
+    code.extend((text.len() as u32).to_le_bytes());
+    code.extend([0x0f, 0x05]); // syscall
+    code.extend([0xb8, 60, 0, 0, 0, 0x31, 0xff, 0x0f, 0x05]); // mov eax, 60 (exit); xor edi, edi; syscall
+    code.extend(text.as_bytes());
+    program(&code)
+}
+
+/// A static ELF program of some machine code.
+fn program(code: &[u8]) -> Vec<u8> {
     let size = EHDR_SIZE + PHDR_SIZE + code.len() as u64;
 
     // 64 bits, little-endian, version 1.

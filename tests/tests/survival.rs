@@ -8,7 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use monobloc::client::{Api, Upgraded};
+use monobloc::inspect::init_program;
 use serde_json::{Value, json};
+use tests::bare::speaking_program;
+use tests::image::{Kind, built};
+use tests::process::run;
 use tests::{Boot, Machine, api};
 
 /// How long anything may take in an emulated machine.
@@ -319,4 +324,92 @@ fn killed_supervisors_lose_no_zone_no_line_and_no_exit_status() {
 #[ignore = "takes half an hour where the machine is emulated"]
 fn a_hundred_killed_supervisors_lose_no_zone_no_line_and_no_exit_status() {
     kill_supervisors(100, 50);
+}
+
+/// The `/init` that the machines boot.
+fn packed() -> Vec<u8> {
+    init_program(&built(Kind::Quickstart).unwrap().initrd).unwrap()
+}
+
+/// What a program says that is asked to introduce itself.
+fn introduction(program: &[u8]) -> String {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("init");
+    std::fs::write(&path, program).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    run(LONG, &path, ["protocol"], &[], b"").ok() + "\n"
+}
+
+#[test]
+fn a_supervisor_is_replaced_and_one_that_is_none_is_not() {
+    let machine = Boot::quickstart().blank_disk().restarting().start();
+    let docker = machine.docker();
+    let client = Api::new(machine.endpoint().port, &machine.endpoint().certificates).unwrap();
+    let upgrade = |program: &[u8]| client.upgrade_supervisor(program.to_vec(), LONG);
+    let running = || client.status(LONG).unwrap()["supervisor"].clone();
+    docker.ok("run -d --name through -p 8080:80 busybox sleep 10000");
+    let told = || docker.ok("inspect -f '{{.State.Status}} {{.State.Pid}} {{.State.StartedAt}}' through");
+    let before = told();
+    let original = packed();
+    assert_eq!(running(), json!({"build": null, "fell_back": null}));
+
+    // What is no supervisor is refused, and nothing happens.
+    let foreign = introduction(&original).replacen("protocol ", "protocol 0", 1);
+    let dynamic = std::fs::read("/bin/bash").unwrap();
+    for (garbage, reason) in [
+        (&b"#!/bin/sh\nexit 0\n"[..], "no program"),
+        (b"", "no program"),
+        (&original[..original.len() / 2], "introduces itself as \"\""),
+        (&dynamic, "dynamic loader"),
+        (
+            &speaking_program("Hello\n", false),
+            "introduces itself as \"Hello\"",
+        ),
+        (&speaking_program(&foreign, false), "another protocol"),
+    ] {
+        let refusal = upgrade(garbage).unwrap_err().to_string();
+        assert!(refusal.contains(reason), "{reason}: {refusal}");
+    }
+    assert_eq!(running(), json!({"build": null, "fell_back": null}));
+
+    // Another build: the same program with a byte more.
+    let mut other = original.clone();
+    other.push(0);
+    let Upgraded::Runs(build) = upgrade(&other).unwrap() else {
+        panic!("it fell back");
+    };
+    assert_eq!(running()["build"], build.as_str());
+    assert_eq!(
+        (told(), docker.ok("exec through echo in")),
+        (before.clone(), "in".to_owned())
+    );
+    // It stays when it is killed.
+    machine.crash_supervisor();
+    assert_eq!(running()["build"], build.as_str());
+
+    // One that introduces itself well and then ends, whatever it is asked; and one that never serves.
+    let said = introduction(&original);
+    for (patient, reason) in [(false, "3 times"), (true, "did not serve")] {
+        let fell_back = upgrade(&speaking_program(&said, patient)).unwrap();
+        assert!(
+            matches!(&fell_back, Upgraded::FellBack(why) if why.contains(reason)),
+            "{fell_back:?}"
+        );
+        let now = running();
+        assert!(
+            now["build"].is_null() && now["fell_back"].to_string().contains(reason),
+            "{now}"
+        );
+        assert!(machine.console().text().contains("Going back to the packed one"));
+        assert_eq!(told(), before);
+    }
+    assert_eq!(docker.ok("run --rm busybox echo new"), "new");
+
+    // After a boot the packed one runs again.
+    let mark = machine.console().mark();
+    assert_eq!(upgrade(&other).unwrap(), Upgraded::Runs(build));
+    machine.wait_ready(mark);
+    machine.reboot();
+    assert_eq!(running(), json!({"build": null, "fell_back": null}));
 }

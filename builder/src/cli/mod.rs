@@ -15,6 +15,7 @@ mod status;
 mod tests;
 mod text;
 mod up;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,6 +46,7 @@ enum Command {
     Build(Build),
     Inspect(Inspect),
     Doctor(Doctor),
+    UpgradeSupervisor(UpgradeSupervisor),
 }
 
 /// Build a recipe, boot it in QEMU, and run a first container
@@ -163,6 +165,21 @@ struct Doctor {
     json: bool,
 }
 
+/// Replace a running machine's supervisor by another build, while all its zones go on
+///
+/// The machine checks the program first. One that does not come to serve is given up for the packed
+/// one, and so is any after a boot: to keep it, boot an image with it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  monobloc upgrade-supervisor quickstart.efi       the /init of another image
+  monobloc upgrade-supervisor target/x86_64-unknown-linux-gnu/release/init")]
+struct UpgradeSupervisor {
+    /// A build of /init; or an .efi file, an initrd, or a folder with one, to take it from
+    file: PathBuf,
+    /// The machine's name, where several run
+    machine: Option<String>,
+}
+
 pub(crate) fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Up(arguments) => up::run(&arguments),
@@ -173,6 +190,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Build(arguments) => build::run(&arguments),
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::UpgradeSupervisor(arguments) => upgrade::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

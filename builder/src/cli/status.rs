@@ -130,6 +130,7 @@ fn tell(report: &Report) -> String {
         };
         rows.push(("API", format!("{}  {state}", api.address)));
     }
+    rows.extend(report.api.as_ref().and_then(supervisor));
     if let Some(record) = &report.started {
         let running = report.uptime.is_some();
         rows.extend(
@@ -160,6 +161,15 @@ fn tell(report: &Report) -> String {
         None => format!("stopped; `{}` starts it", text::again("up")),
     };
     format!("{}  {state}\n{}", text::bold(&report.name), text::table(rows))
+}
+
+/// A supervisor that is not the packed one, or why it is not.
+fn supervisor(api: &ApiReport) -> Option<(&'static str, String)> {
+    let told = api.appliance.as_ref()?.get("supervisor")?;
+    let field = |name: &str| told.get(name).and_then(Value::as_str);
+    let build = field("build").map(|build| format!("{build}, until the next boot"));
+    let fell_back = field("fell_back").map(text::red);
+    build.or(fell_back).map(|text| ("supervisor", text))
 }
 
 /// A forwarded port, for people.

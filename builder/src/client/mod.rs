@@ -7,6 +7,9 @@
 pub mod context;
 pub mod greeting;
 pub mod tls;
+mod upgrade;
+
+pub use upgrade::Upgraded;
 
 use std::future::Future;
 use std::io;
@@ -16,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::{BollardRequest, ClientVersion, Docker};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Body, Bytes, Incoming};
 use hyper::header::{HOST, HeaderValue};
 use hyper::{Method, Request, Response, Uri};
@@ -80,7 +83,7 @@ impl Api {
     /// # Errors
     /// It is not, or not within the limit, or it does not trust this client, or is not to be trusted.
     pub fn ping(&self, limit: Duration) -> Result<(), ApiError> {
-        self.call(Method::GET, "/_ping", limit).map(|_| ())
+        self.call(Method::GET, "/_ping", Bytes::new(), limit).map(|_| ())
     }
 
     /// What the appliance says of itself, as JSON.
@@ -88,8 +91,7 @@ impl Api {
     /// # Errors
     /// As [`Api::ping`].
     pub fn status(&self, limit: Duration) -> Result<serde_json::Value, ApiError> {
-        let answer = self.call(Method::GET, "/monobloc/v1/status", limit)?;
-        serde_json::from_slice(&answer).map_err(|error| self.no_answer(&error))
+        self.call_for_json(Method::GET, "/monobloc/v1/status", Bytes::new(), limit)
     }
 
     /// Has the machine stop its zones and power itself off. It is still on when this returns.
@@ -97,7 +99,7 @@ impl Api {
     /// # Errors
     /// As [`Api::ping`].
     pub fn power_off(&self, limit: Duration) -> Result<(), ApiError> {
-        self.call(Method::POST, "/monobloc/v1/poweroff", limit)
+        self.call(Method::POST, "/monobloc/v1/poweroff", Bytes::new(), limit)
             .map(|_| ())
     }
 
@@ -120,9 +122,20 @@ impl Api {
         Docker::connect_with_custom_transport(transport, Some(address), DOCKER_LIMIT, &VERSION)
     }
 
-    fn call(&self, method: Method, path: &str, limit: Duration) -> Result<Bytes, ApiError> {
+    fn call_for_json(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<serde_json::Value, ApiError> {
+        let answer = self.call(method, path, body, limit)?;
+        serde_json::from_slice(&answer).map_err(|error| self.no_answer(&error))
+    }
+
+    fn call(&self, method: Method, path: &str, body: Bytes, limit: Duration) -> Result<Bytes, ApiError> {
         let exchange = async {
-            let mut request = Request::new(Empty::<Bytes>::new());
+            let mut request = Request::new(Full::new(body));
             *request.method_mut() = method;
             *request.uri_mut() = path.parse().map_err(|error| self.no_answer(&error))?;
             let response = self.send(request).await?;
