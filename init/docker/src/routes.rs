@@ -99,6 +99,7 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
             ],
         ) => system::power(engine, verb),
         ("POST", ["monobloc", "v1", "supervisor"]) => crate::upgrade::upload(&engine, req).await,
+        ("POST", ["commit"]) => images::commit(&engine, req).await,
         (_, ["images" | "auth" | "build" | "distribution", ..]) => {
             images::route(engine, method.as_str(), &segments, req).await
         }

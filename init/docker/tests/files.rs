@@ -120,3 +120,66 @@ fn a_diff_tells_the_changes_and_an_export_has_them() {
         machine.out(&["rmi", "again:1"]);
     });
 }
+
+#[test]
+fn a_commit_keeps_what_was_changed_and_what_was_taken_away() {
+    with_machine(|machine| {
+        let script = "echo new > /tmp/new; rm /etc/group; rm -r /root; mkdir /root; echo own > /root/own";
+        machine.out(&[
+            "run", "--name", "work", "-e", "A=1", "busybox", "sh", "-c", script,
+        ]);
+        let change = ["-c", "CMD [\"cat\", \"/tmp/new\"]", "-c", "LABEL by=test"];
+        let id = machine.out(
+            &[
+                &["commit", "-m", "why", "-a", "who"],
+                &change[..],
+                &["work", "kept:1"],
+            ]
+            .concat(),
+        );
+        assert!(id.starts_with("sha256:"), "{id}");
+        assert_eq!(machine.out(&["run", "--rm", "kept:1"]), "new");
+        let look = [
+            "run",
+            "--rm",
+            "kept:1",
+            "sh",
+            "-c",
+            "ls -a /root; ls /etc; echo A=$A; ls -d /proc/1",
+        ];
+        let seen = machine.out(&look);
+        assert!(seen.contains("own") && !seen.contains("group"), "{seen}");
+        assert!(seen.contains("A=1") && seen.contains("/proc/1"), "{seen}");
+        let told = machine.out(&[
+            "inspect",
+            "-f",
+            "{{.Config.Labels.by}} {{len .RootFS.Layers}} {{.Author}}",
+            "kept:1",
+        ]);
+        assert_eq!(told, "test 2 who");
+        assert!(machine.out(&["history", "kept:1"]).contains("why"));
+        // Of a running container, and again on top.
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "runs",
+            "kept:1",
+            "sh",
+            "-c",
+            "echo 2 > /second; sleep 600",
+        ]);
+        machine.until(|| {
+            machine
+                .out(&["exec", "runs", "sh", "-c", "ls /"])
+                .contains("second")
+        });
+        machine.out(&["commit", "runs", "kept:2"]);
+        assert_eq!(
+            machine.out(&["run", "--rm", "kept:2", "cat", "/second", "/tmp/new"]),
+            "2\nnew"
+        );
+        machine.out(&["rm", "-f", "work", "runs"]);
+        machine.out(&["rmi", "kept:2", "kept:1"]);
+    });
+}

@@ -24,8 +24,8 @@ use crate::error::{Error, Result};
 use crate::tarball::{Entry, Kind, Tarball};
 use copying::{CAPABILITY, Copying};
 
-const WHITEOUT: &[u8] = b".wh.";
-const OPAQUE: &[u8] = b".wh..wh..opq";
+pub(crate) const WHITEOUT: &[u8] = b".wh.";
+pub(crate) const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Bookkeeping of aufs that some archives still carry.
 const AUFS: &[u8] = b".wh..wh.";
 /// `MAXSYMLINKS` of the kernel.

@@ -15,6 +15,7 @@
 mod archive;
 mod blob;
 mod changes;
+mod commit;
 mod copy;
 mod digest;
 pub mod disk;
@@ -42,6 +43,7 @@ mod volume;
 pub use archive::{LoadEvent, Loaded};
 pub use blob::{Blob, BlobReader, BlobWriter};
 pub use changes::{Change, ChangeKind};
+pub use commit::Moment;
 pub use digest::{ChainId, Digest, DigestReader, ImageId};
 pub use error::{Error, Result};
 pub use files::{PathInfo, Unpacking, ZoneFiles};

@@ -12,8 +12,9 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, major, minor, openat, readlinkat, statat};
 use tar::{Builder, EntryType, Header};
 
-use crate::changes::names;
+use crate::changes::{self, names};
 use crate::extract::copying::{CAPABILITY, capability_of_image};
+use crate::extract::{OPAQUE, WHITEOUT};
 
 /// Deeper trees cannot be named by a path.
 const MAX_DEPTH: usize = 2048;
@@ -27,6 +28,9 @@ pub(crate) struct Packer<W: Write> {
     /// Names of files that have more than one, by device and inode.
     linked: HashMap<(u64, u64), Vec<u8>>,
     device: Option<u64>,
+    /// An upper tree of overlayfs, whose marks of what is gone become those of a layer; with the
+    /// paths that stay out of it.
+    upper: Option<&'static [&'static str]>,
 }
 
 /// What takes nothing any more when it is broken: the builder ends every archive when it is dropped,
@@ -58,6 +62,16 @@ impl<W: Write> Packer<W> {
             first_id,
             linked: HashMap::new(),
             device: None,
+            upper: None,
+        }
+    }
+
+    /// For an upper tree: its whiteouts become those of a layer (OCI image spec, `layer.md`). Empty
+    /// folders and files at the paths of `without` stay out.
+    pub(crate) fn of_upper(to: W, without: &'static [&'static str]) -> Self {
+        Self {
+            upper: Some(without),
+            ..Self::new(to, 0)
         }
     }
 
@@ -86,6 +100,14 @@ impl<W: Write> Packer<W> {
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
         let mut header = self.header(&stat);
+        if let Some(without) = self.upper {
+            if changes::is_whiteout(&stat) {
+                return self.mark(WHITEOUT, path);
+            }
+            if without.iter().any(|out| out.as_bytes() == path) && is_empty(folder, name, &stat)? {
+                return Ok(());
+            }
+        }
         match kind {
             FileType::Directory => self.add_folder(folder, name, path, depth, header),
             FileType::RegularFile => self.add_file(folder, name, path, &stat, header),
@@ -134,6 +156,9 @@ impl<W: Write> Packer<W> {
         };
         self.builder
             .append_data(&mut header, as_path(&shown), io::empty())?;
+        if self.upper.is_some() && changes::is_opaque(&dir) {
+            self.mark(OPAQUE, path)?;
+        }
         for name in names(&dir)? {
             let below = if path.is_empty() {
                 name.clone()
@@ -178,6 +203,21 @@ impl<W: Write> Packer<W> {
         self.builder.append_data(&mut header, as_path(path), content)
     }
 
+    /// A whiteout of `path`, or the mark that hides all that a lower layer has in it.
+    fn mark(&mut self, mark: &[u8], path: &[u8]) -> io::Result<()> {
+        let folder_end = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
+        let marked = match path.split_at_checked(folder_end) {
+            Some((folder, name)) if mark == WHITEOUT => [folder, mark, name].concat(),
+            _ if path.is_empty() => mark.to_vec(),
+            _ => [path, b"/", mark].concat(),
+        };
+        let mut header = Header::new_ustar();
+        header.set_mode(0);
+        header.set_size(0);
+        self.builder
+            .append_data(&mut header, as_path(&marked), io::empty())
+    }
+
     fn header(&self, stat: &Stat) -> Header {
         let mut header = Header::new_ustar();
         header.set_mode(stat.st_mode & 0o7777);
@@ -215,6 +255,13 @@ impl<W: Write> Packer<W> {
             .map(|(key, value)| (key.as_str(), value.as_slice()));
         self.builder.append_pax_extensions(records)
     }
+}
+
+fn is_empty(folder: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> io::Result<bool> {
+    Ok(match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => names(&open(folder, name, OFlags::RDONLY | OFlags::DIRECTORY)?)?.is_empty(),
+        _ => stat.st_size == 0,
+    })
 }
 
 fn attribute_names(file: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {

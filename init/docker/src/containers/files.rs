@@ -239,13 +239,13 @@ pub(super) async fn changes(engine: &Arc<Engine>, req: &Request) -> Result<Respo
 }
 
 /// Places that the engine makes in every container to mount on.
-const MADE: &[&str] = &[
-    "/dev",
-    "/etc/hostname",
-    "/etc/hosts",
-    "/etc/resolv.conf",
-    "/proc",
-    "/sys",
+pub(crate) const MADE: &[&str] = &[
+    "dev",
+    "etc/hostname",
+    "etc/hosts",
+    "etc/resolv.conf",
+    "proc",
+    "sys",
 ];
 
 /// Those changes that the container has made, not the engine.
@@ -255,11 +255,12 @@ fn own_changes(mut changes: Vec<Change>) -> Vec<Change> {
         changes.iter().any(|change| change.path.starts_with(&inside))
     };
     for made in MADE {
-        let is_made = |change: &Change| change.path == *made && change.kind == ChangeKind::Added;
+        let made = format!("/{made}");
+        let is_made = |change: &Change| change.path == made && change.kind == ChangeKind::Added;
         let Some(at) = changes.iter().position(is_made) else {
             continue;
         };
-        if !below(&changes, made) {
+        if !below(&changes, &made) {
             changes.remove(at);
         }
     }

@@ -96,16 +96,7 @@ pub(super) fn import(engine: &Arc<Engine>, store: Arc<Store>, req: Request) -> R
             "Monobloc imports from the client only: `docker import FILE` or `docker import -`.",
         ));
     }
-    let reference = match req.query.get("repo") {
-        None => None,
-        Some(repository) => {
-            let reference: Reference = repository.parse()?;
-            Some(match req.query.get("tag") {
-                Some(tag) => reference.with_tag(tag)?,
-                None => reference.or_latest(),
-            })
-        }
-    };
+    let reference = wanted_name(&req)?;
     let now = zones::log::now();
     let config = ImageConfig {
         config: changes(req.query.all("changes"))?,
@@ -137,8 +128,20 @@ pub(super) fn import(engine: &Arc<Engine>, store: Arc<Store>, req: Request) -> R
     Ok(response)
 }
 
-/// The instructions that `docker import --change` takes, of which the plain ones are read.
-fn changes<'a>(lines: impl Iterator<Item = &'a str>) -> Result<ContainerConfig> {
+/// The name that a request gives its image by `repo` and `tag`.
+pub(super) fn wanted_name(req: &Request) -> Result<Option<Reference>> {
+    let Some(repository) = req.query.get("repo").filter(|name| !name.is_empty()) else {
+        return Ok(None);
+    };
+    let reference: Reference = repository.parse()?;
+    Ok(Some(match req.query.get("tag").filter(|tag| !tag.is_empty()) {
+        Some(tag) => reference.with_tag(tag)?,
+        None => reference.or_latest(),
+    }))
+}
+
+/// The instructions that `docker import --change` and `docker commit --change` take, of which the plain ones are read.
+pub(super) fn changes<'a>(lines: impl Iterator<Item = &'a str>) -> Result<ContainerConfig> {
     let mut config = ContainerConfig::default();
     for line in lines.filter(|line| !line.trim().is_empty()) {
         let (instruction, rest) = line
@@ -167,7 +170,7 @@ fn changes<'a>(lines: impl Iterator<Item = &'a str>) -> Result<ContainerConfig> 
             }
             other => {
                 return Err(ApiError::bad_request(format!(
-                    "{other} is not among the changes that an import takes: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, WORKDIR."
+                    "{other} is not among the changes that are taken here: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, WORKDIR."
                 )));
             }
         }

@@ -1,10 +1,13 @@
 //! Image endpoints.
 
 mod archive;
+mod commit;
 mod list;
 mod progress;
 mod pull;
 mod remove;
+
+pub(crate) use commit::commit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
