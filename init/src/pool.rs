@@ -40,18 +40,18 @@ pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store
         say!("pool: {note}");
     }
     match &opened.kind {
-        Kind::Disk {
-            name,
+        Kind::Disks {
+            names,
             size,
             formatted_now,
-            ..
         } => {
+            let plural = if names.len() == 1 { "" } else { "s" };
             let verb = if *formatted_now {
                 "claimed the blank disk"
             } else {
                 "on disk"
             };
-            say!("pool: {verb} {name}, {}", human(*size));
+            say!("pool: {verb}{plural} {}, {}", names.join(" and "), human(*size));
         }
         Kind::Memory { size } => say!(
             "pool: IN MEMORY, at most {}: images and containers are gone when the machine goes off",

@@ -63,6 +63,9 @@ pub enum Error {
     TooSmall { path: String, size: u64, minimum: u64 },
     #[error("{path} is not a pool of this system: {reason}. Format a disk for it.")]
     NotAPool { path: String, reason: String },
+    /// What contradicts the present state, as a whole sentence.
+    #[error("{0}")]
+    Refused(String),
     #[error("{path} bears {content}; it was not written to.")]
     NotBlank { path: String, content: String },
 }
@@ -96,6 +99,9 @@ impl Error {
                 | Error::ImageHasNames { .. }
                 | Error::RootExists { .. }
                 | Error::AmbiguousId { .. }
+                | Error::Refused(_)
+                | Error::TooSmall { .. }
+                | Error::NotBlank { .. }
         )
     }
 

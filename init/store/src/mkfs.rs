@@ -191,6 +191,11 @@ pub(crate) fn recognise(block: &[u8]) -> Option<(String, String)> {
     let uuid = block.get(SUPER_FSID_OFFSET..)?.get(..16)?;
     let label = block.get(SUPER_LABEL_OFFSET..)?.get(..LABEL_SIZE)?;
     let label = label.split(|byte| *byte == 0).next().unwrap_or_default();
+    Some((uuid_text(uuid), String::from_utf8_lossy(label).into_owned()))
+}
+
+/// A UUID as it is written.
+pub(crate) fn uuid_text(uuid: &[u8]) -> String {
     let mut text = String::new();
     for (index, byte) in uuid.iter().enumerate() {
         if matches!(index, 4 | 6 | 8 | 10) {
@@ -198,7 +203,7 @@ pub(crate) fn recognise(block: &[u8]) -> Option<(String, String)> {
         }
         text.push_str(&format!("{byte:02x}"));
     }
-    Some((text, String::from_utf8_lossy(label).into_owned()))
+    text
 }
 
 /// Offset of the first superblock.

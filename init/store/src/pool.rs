@@ -7,15 +7,17 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
+    fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount, move_mount, unmount,
 };
 use sys::loopdev::LoopDevice;
 
-use crate::disk::{self, Content, Disk};
+use crate::disk::{self, Content, Disk, Membership};
 use crate::error::{During, Error, Result};
+use crate::members::Members;
 use crate::mkfs;
 
 /// Labels of pools begin with this.
@@ -23,6 +25,8 @@ pub(crate) const LABEL: &str = "monobloc";
 /// Where the tmpfs of a pool in memory is mounted.
 const MEMORY_DIR: &str = "/run/monobloc/memory";
 const MOUNTS: &str = "/proc/self/mountinfo";
+/// How long a disk of a pool may take to be found once others of it are there.
+const SLOW_DISKS: Duration = Duration::from_secs(10);
 const MEMORY_FILE: &str = "pool";
 
 /// A mounted pool; it stays mounted when this is dropped.
@@ -34,7 +38,7 @@ pub struct Pool {
 /// What may become the pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
-    /// The first wholly blank disk may be formatted where no disk is a pool.
+    /// The wholly blank disks may be formatted where no disk is a pool.
     pub claim_blank: bool,
     /// No disk is looked at.
     pub memory_only: bool,
@@ -44,9 +48,9 @@ pub struct Policy {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    Disk {
-        path: PathBuf,
-        name: String,
+    Disks {
+        names: Vec<String>,
+        /// Bytes of all of them.
         size: u64,
         formatted_now: bool,
     },
@@ -72,12 +76,20 @@ impl Pool {
 
     /// Mounts the pool on `device` at `at` (created if missing).
     pub fn mount(device: &Path, at: &Path) -> Result<Pool> {
+        Pool::mount_with(device, at, false)
+    }
+
+    /// The same; `degraded` allows devices of the pool to be missing.
+    fn mount_with(device: &Path, at: &Path, degraded: bool) -> Result<Pool> {
         let what = format!("mount the pool on {} at {}", device.display(), at.display());
         fs::create_dir_all(at).during(&what)?;
         let context = fsopen("btrfs", FsOpenFlags::FSOPEN_CLOEXEC).during(&what)?;
         let fs = context.as_fd();
         fsconfig_set_string(fs, "source", device).during(&what)?;
         fsconfig_set_string(fs, "space_cache", "v2").during(&what)?;
+        if degraded {
+            fsconfig_set_flag(fs, "degraded").during(&what)?;
+        }
         fsconfig_create(fs).during(&what)?;
         // Nothing of the pool is run or opened as a device through this mount; zones get their own.
         let attributes = MountAttrFlags::MOUNT_ATTR_NOATIME
@@ -86,6 +98,30 @@ impl Pool {
         let mounted = fsmount(fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes).during(&what)?;
         attach(mounted.as_fd(), at).during(&what)?;
         Ok(Pool { path: at.to_owned() })
+    }
+
+    /// Mounts a pool of several devices, without those of them that are missing where it must be.
+    pub(crate) fn mount_members(members: &[&Disk], at: &Path) -> Result<Pool> {
+        for member in members {
+            sys::btrfs_devices::scan(&member.path)
+                .during(format!("tell the kernel of {}", member.path.display()))?;
+        }
+        // The first is the one that was written to last.
+        let newest = members
+            .first()
+            .ok_or_else(|| Error::Refused("The pool has no disk.".to_owned()))?;
+        Pool::mount(&newest.path, at).or_else(|reason| {
+            // The first refusal is the one that tells; the second only says that this is no way either.
+            Pool::mount_with(&newest.path, at, true).map_err(|_| reason)
+        })
+    }
+
+    fn take_in(&self, disks: &[Disk]) -> Result<()> {
+        if disks.is_empty() {
+            return Ok(());
+        }
+        let disks: Vec<&Disk> = disks.iter().collect();
+        Members::open(&self.path)?.add(&disks, &mut |_, _, _| {})
     }
 
     /// A new pool in a sparse file of `size` bytes in `dir` (on a tmpfs), mounted at `at`.
@@ -123,13 +159,24 @@ impl Pool {
         }
         let mut notes = Vec::new();
         if !policy.memory_only {
-            let disks = disk::list()?;
-            let found = claim(&disks, policy.claim_blank, &mut notes, &mut |disk, format| {
+            let disks = complete_list(SLOW_DISKS)?;
+            let mut joining: Vec<Disk> = Vec::new();
+            let found = claim(&disks, policy.claim_blank, &mut notes, &mut |disks, format| {
+                let Some((first, others)) = disks.split_first() else {
+                    return Err(Error::Refused("There is no disk.".to_owned()));
+                };
                 if format {
-                    Pool::format(&disk.path, LABEL)?;
+                    Pool::format(&first.path, LABEL)?;
+                    joining = others.iter().map(|disk| (*disk).clone()).collect();
+                    return Pool::mount(&first.path, at);
                 }
-                Pool::mount(&disk.path, at)
+                Pool::mount_members(disks, at)
             });
+            if let Some((pool, _)) = &found
+                && let Err(reason) = pool.take_in(&joining)
+            {
+                notes.push(reason.to_string());
+            }
             if let Some((pool, kind)) = found {
                 return Ok(Opened { pool, kind, notes });
             }
@@ -186,20 +233,14 @@ fn mounted_already(at: &Path) -> Result<Option<Kind>> {
     };
     let device = File::open(source).during(&what)?;
     let size = sys::block::size(&device).during(&what)?;
-    let path = PathBuf::from(source);
-    let name = path
-        .file_name()
-        .map(|name| name.to_string_lossy().into_owned())
-        .unwrap_or_default();
-    Ok(Some(if name.starts_with("loop") {
-        Kind::Memory { size }
-    } else {
-        Kind::Disk {
-            path,
-            name,
-            size,
-            formatted_now: false,
-        }
+    if source.starts_with("/dev/loop") {
+        return Ok(Some(Kind::Memory { size }));
+    }
+    let members = Members::open(at)?.state()?.members;
+    Ok(Some(Kind::Disks {
+        size: members.iter().map(|member| member.size).sum(),
+        names: members.into_iter().filter_map(|member| member.name).collect(),
+        formatted_now: false,
     }))
 }
 
@@ -212,58 +253,115 @@ fn btrfs_source<'a>(line: &'a str, at: &Path) -> Option<&'a str> {
     fields.next().filter(|_| here && btrfs)
 }
 
-/// Tries the disks that are pools, then (where allowed) the first blank one. A pool that does not
+/// All disks, waited for until every pool that has one here has all of its own.
+fn complete_list(limit: Duration) -> Result<Vec<Disk>> {
+    let deadline = Instant::now() + limit;
+    let arrivals = disk::Arrivals::watch()?;
+    loop {
+        let disks = disk::list()?;
+        let whole = groups(&disks).iter().all(|group| {
+            let expected = group
+                .first()
+                .and_then(|disk| Some(member(disk)?.devices))
+                .unwrap_or(0);
+            group.len() as u64 >= expected
+        });
+        if whole || !arrivals.wait(deadline)? {
+            return Ok(disks);
+        }
+    }
+}
+
+fn member(disk: &Disk) -> Option<&Membership> {
+    match &disk.content {
+        Content::Pool(member) => Some(member),
+        _ => None,
+    }
+}
+
+/// The disks of each pool, the last written first.
+fn groups(disks: &[Disk]) -> Vec<Vec<&Disk>> {
+    let mut groups: Vec<(&str, Vec<&Disk>)> = Vec::new();
+    for disk in disks {
+        let Some(uuid) = member(disk).map(|member| member.uuid.as_str()) else {
+            continue;
+        };
+        match groups.iter_mut().find(|(other, _)| *other == uuid) {
+            Some((_, group)) => group.push(disk),
+            None => groups.push((uuid, vec![disk])),
+        }
+    }
+    for (_, group) in &mut groups {
+        group.sort_by_key(|disk| std::cmp::Reverse(member(disk).map(|member| member.generation)));
+    }
+    groups.into_iter().map(|(_, group)| group).collect()
+}
+
+/// Tries the disks that are pools, then (where allowed) the blank ones. A pool that does not
 /// mount rules the blank disks out: its owner would find a new and empty store in place of his own.
 fn claim<T>(
     disks: &[Disk],
     claim_blank: bool,
     notes: &mut Vec<String>,
-    take: &mut dyn FnMut(&Disk, bool) -> Result<T>,
+    take: &mut dyn FnMut(&[&Disk], bool) -> Result<T>,
 ) -> Option<(T, Kind)> {
-    let kind = |disk: &Disk, formatted_now| Kind::Disk {
-        path: disk.path.clone(),
-        name: disk.name.clone(),
-        size: disk.size,
+    let told = |disks: &[&Disk]| -> String {
+        let paths: Vec<String> = disks.iter().map(|disk| disk.path.display().to_string()).collect();
+        paths.join(", ")
+    };
+    let kind = |disks: &[&Disk], formatted_now| Kind::Disks {
+        names: disks.iter().map(|disk| disk.name.clone()).collect(),
+        size: disks.iter().map(|disk| disk.size).sum(),
         formatted_now,
     };
+    let foreign = disks.iter().filter_map(|disk| match &disk.content {
+        Content::Foreign(what) => Some((disk, what)),
+        _ => None,
+    });
+    notes.extend(
+        foreign.map(|(disk, what)| format!("{} was passed over: it bears {what}.", disk.path.display())),
+    );
     let mut pool_failed = false;
-    for disk in disks {
-        match &disk.content {
-            Content::Pool { .. } => match take(disk, false) {
-                Ok(taken) => return Some((taken, kind(disk, false))),
-                Err(reason) => {
-                    pool_failed = true;
-                    notes.push(format!("{} was passed over. {reason}", disk.path.display()));
-                }
-            },
-            Content::Foreign(what) => {
-                notes.push(format!(
-                    "{} was passed over: it bears {what}.",
-                    disk.path.display()
-                ));
+    for group in groups(disks) {
+        match take(&group, false) {
+            Ok(taken) => return Some((taken, kind(&group, false))),
+            Err(reason) => {
+                pool_failed = true;
+                notes.push(format!("{} was passed over. {reason}", told(&group)));
             }
-            Content::Blank => {}
         }
     }
     let usable = |disk: &&Disk| {
-        disk.content == Content::Blank && !disk.read_only && !disk.removable && disk.size >= mkfs::MIN_SIZE
+        disk.content == Content::Blank
+            && !disk.read_only
+            && !disk.removable
+            && !disk.boot
+            && disk.size >= mkfs::MIN_SIZE
     };
-    let blank = disks.iter().find(usable)?;
-    if !claim_blank {
-        notes.push(format!("{} is blank and was not claimed.", blank.path.display()));
+    let blank: Vec<&Disk> = disks.iter().filter(usable).collect();
+    if blank.is_empty() {
         return None;
     }
-    if pool_failed {
+    if !claim_blank || pool_failed {
+        let (verb, why) = (
+            if blank.len() == 1 { "is" } else { "are" },
+            if claim_blank {
+                ", because a disk that is a pool could not be used"
+            } else {
+                ""
+            },
+        );
+        let was = if blank.len() == 1 { "was" } else { "were" };
         notes.push(format!(
-            "{} is blank and was not claimed, because a disk that is a pool could not be used.",
-            blank.path.display()
+            "{} {verb} blank and {was} not claimed{why}.",
+            told(&blank)
         ));
         return None;
     }
-    match take(blank, true) {
-        Ok(taken) => Some((taken, kind(blank, true))),
+    match take(&blank, true) {
+        Ok(taken) => Some((taken, kind(&blank, true))),
         Err(reason) => {
-            notes.push(format!("{} was passed over. {reason}", blank.path.display()));
+            notes.push(format!("{} was passed over. {reason}", told(&blank)));
             None
         }
     }
@@ -293,6 +391,9 @@ mod tests {
             size: 1 << 30,
             model: String::new(),
             serial: String::new(),
+            bus: String::new(),
+            boot: false,
+            user: None,
             read_only: false,
             removable: false,
             content,
@@ -300,20 +401,39 @@ mod tests {
     }
 
     fn pool_disk(name: &str) -> Disk {
-        disk(
-            name,
-            Content::Pool {
-                uuid: String::new(),
-                label: LABEL.to_owned(),
-            },
-        )
+        pool_member(name, "a", 1)
+    }
+
+    fn pool_member(name: &str, uuid: &str, generation: u64) -> Disk {
+        let member = Membership {
+            uuid: uuid.to_owned(),
+            label: LABEL.to_owned(),
+            generation,
+            devices: 1,
+            device: 1,
+        };
+        disk(name, Content::Pool(member))
     }
 
     fn chosen(disks: &[Disk], claim_blank: bool) -> Option<(String, bool)> {
-        claim(disks, claim_blank, &mut Vec::new(), &mut |disk, format| {
-            Ok((disk.name.clone(), format))
+        claim(disks, claim_blank, &mut Vec::new(), &mut |disks, format| {
+            let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+            Ok((names.join(" "), format))
         })
         .map(|(taken, _)| taken)
+    }
+
+    #[test]
+    fn the_disks_of_one_pool_are_taken_together_and_blank_ones_all() {
+        let disks = [
+            pool_member("vda", "a", 5),
+            pool_member("vdb", "b", 9),
+            pool_member("vdc", "a", 7),
+            disk("vdd", Content::Blank),
+            disk("vde", Content::Blank),
+        ];
+        assert_eq!(chosen(&disks, true), Some(("vdc vda".to_owned(), false)));
+        assert_eq!(chosen(&disks[3..], true), Some(("vdd vde".to_owned(), true)));
     }
 
     #[test]
@@ -334,6 +454,10 @@ mod tests {
                 &[
                     removable,
                     Disk {
+                        boot: true,
+                        ..blank.clone()
+                    },
+                    Disk {
                         read_only: true,
                         ..blank
                     }
@@ -348,7 +472,7 @@ mod tests {
     fn no_blank_disk_is_claimed_beside_a_pool_that_fails() {
         let disks = [pool_disk("vda"), disk("vdb", Content::Blank)];
         let mut notes = Vec::new();
-        let taken = claim(&disks, true, &mut notes, &mut |disk, _| match disk.content {
+        let taken = claim(&disks, true, &mut notes, &mut |disks, _| match disks[0].content {
             Content::Blank => Ok(()),
             _ => Err(Error::io(
                 "mount",

@@ -15,6 +15,10 @@ use crate::store::Store;
 /// holds copies of all descriptors, and a mount with an open one cannot be unmounted.
 static STARTING: Mutex<()> = Mutex::new(());
 
+pub(crate) fn turn() -> std::sync::MutexGuard<'static, ()> {
+    STARTING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 pub(crate) fn spawn(command: &mut Command) -> Child {
     let _turn = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
     command

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
+const BLKRRPART: libc::c_ulong = 0x125f;
 const BLKROGET: libc::c_ulong = 0x125e;
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
 
@@ -16,6 +17,16 @@ pub fn size(device: &File) -> io::Result<u64> {
         Err(io::Error::last_os_error())
     } else {
         Ok(bytes)
+    }
+}
+
+/// Has the kernel read the partition table of `device` anew.
+pub fn reread_partitions(device: &File) -> io::Result<()> {
+    // SAFETY: the request has no argument; the descriptor is open.
+    if unsafe { libc::ioctl(device.as_raw_fd(), BLKRRPART) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }
 

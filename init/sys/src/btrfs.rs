@@ -9,16 +9,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// `BTRFS_SUBVOL_NAME_MAX` of the v2 arguments, and the v1 path field.
 const VOL_NAME_MAX: usize = 255;
-const PATH_NAME_MAX: usize = 4087;
+pub(crate) const PATH_NAME_MAX: usize = 4087;
 const SUBVOL_NAME_MAX: usize = 4039;
 
 const SUBVOL_RDONLY: u64 = 1 << 1;
 
 /// `struct btrfs_ioctl_vol_args`.
 #[repr(C)]
-struct VolArgs {
-    fd: i64,
-    name: [c_char; PATH_NAME_MAX + 1],
+pub(crate) struct VolArgs {
+    pub(crate) fd: i64,
+    pub(crate) name: [c_char; PATH_NAME_MAX + 1],
 }
 
 /// `struct btrfs_ioctl_vol_args_v2`.
@@ -34,13 +34,18 @@ struct VolArgsV2 {
 const _: () = assert!(size_of::<VolArgs>() == 4096 && size_of::<VolArgsV2>() == 4096);
 
 /// `_IOW(0x94, number, size)`.
-const fn write_request(number: u64, size: usize) -> libc::c_ulong {
+pub(crate) const fn write_request(number: u64, size: usize) -> libc::c_ulong {
     (1 << 30) | ((size as u64) << 16) | (0x94 << 8) | number
 }
 
 /// `_IOR(0x94, number, size)`.
-const fn read_request(number: u64, size: usize) -> libc::c_ulong {
+pub(crate) const fn read_request(number: u64, size: usize) -> libc::c_ulong {
     (2 << 30) | ((size as u64) << 16) | (0x94 << 8) | number
+}
+
+/// `_IOWR(0x94, number, size)`.
+pub(crate) const fn both_request(number: u64, size: usize) -> libc::c_ulong {
+    write_request(number, size) | read_request(number, size)
 }
 
 /// `_IO(0x94, 8)`.
@@ -125,7 +130,7 @@ fn copy_name(name: &str, into: &mut [c_char]) -> io::Result<()> {
     Ok(())
 }
 
-fn check(result: libc::c_int) -> io::Result<()> {
+pub(crate) fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())
     } else {

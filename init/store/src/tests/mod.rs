@@ -4,6 +4,7 @@ mod archives;
 mod files;
 mod images;
 mod layers;
+mod members;
 mod roots;
 mod speed;
 mod volumes;
