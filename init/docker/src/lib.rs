@@ -13,6 +13,7 @@ pub mod events;
 mod exec;
 pub mod http;
 pub mod images;
+mod networks;
 pub mod query;
 mod registry;
 pub mod routes;
@@ -21,6 +22,7 @@ mod streams;
 mod system;
 pub mod tls;
 pub mod upgrade;
+mod usage;
 mod users;
 mod volumes;
 

@@ -10,9 +10,9 @@ use hyper::header::{HeaderName, HeaderValue};
 use hyper::{Method, StatusCode};
 
 use crate::engine::Engine;
-use crate::http::{ApiError, ApiVersion, Body, Request, Response, Result};
+use crate::http::{ApiError, ApiVersion, Body, Request, Response, Result, ok};
 use crate::query::decode;
-use crate::{images, system};
+use crate::{images, networks, system};
 
 pub const NEWEST: ApiVersion = ApiVersion(1, 51);
 pub const OLDEST: ApiVersion = ApiVersion(1, 24);
@@ -112,24 +112,30 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
             req.name = (*id).to_owned();
             crate::exec::route(engine, verb, req).await
         }
-        ("GET", [kind, name, ..]) => Err(absent(kind, name).unwrap_or_else(|| unknown(&method, &path))),
+        (_, ["networks", rest @ ..]) => networks::route(&engine, method.as_str(), rest, &req).await,
+        ("GET", ["system", "df"]) => crate::usage::usage(&engine, &req).await,
+        ("POST", ["swarm", "init" | "join"]) => Err(ApiError::not_implemented(
+            "Monobloc machines do not form a swarm; docker contexts let one client work with many.",
+        )),
+        (
+            _,
+            [
+                "swarm" | "services" | "tasks" | "nodes" | "secrets" | "configs",
+                ..,
+            ],
+        ) => Err(no_swarm()),
+        ("GET", ["plugins"]) => ok(&[(); 0]),
+        // As an engine that has none: `docker inspect NAME` asks for one kind after the other.
+        ("GET", ["plugins", name, ..]) => Err(ApiError::not_found(format!("plugin {name:?} not found"))),
         _ => Err(unknown(&method, &path)),
     }
 }
 
-/// What an engine answers that has no object of a kind: `docker inspect NAME` asks for one kind after
-/// the other, and goes on only after such an answer.
-fn absent(kind: &str, name: &str) -> Option<ApiError> {
-    match (kind, name) {
-        // These exist; they cannot be looked at yet.
-        ("networks", "bridge" | "none" | "host") => None,
-        ("networks", _) => Some(ApiError::not_found(format!("network {name} not found"))),
-        ("plugins", _) => Some(ApiError::not_found(format!("plugin {name:?} not found"))),
-        ("services" | "tasks" | "nodes" | "secrets" | "configs", _) => Some(ApiError::unavailable(
-            "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
-        )),
-        _ => None,
-    }
+/// What an engine answers that is no member of a swarm.
+fn no_swarm() -> ApiError {
+    ApiError::unavailable(
+        "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.",
+    )
 }
 
 /// 501 for an endpoint that is not there.
@@ -186,20 +192,9 @@ mod tests {
 
     #[test]
     fn what_is_not_there_is_not_a_success() {
-        let error = unknown(&Method::POST, "/swarm/init");
+        let error = unknown(&Method::POST, "/no/such");
         assert_eq!(error.status, StatusCode::NOT_IMPLEMENTED);
-        assert!(error.message.contains("POST /swarm/init"), "{}", error.message);
-        for (kind, name, status) in [
-            ("networks", "mine", Some(StatusCode::NOT_FOUND)),
-            ("services", "web", Some(StatusCode::SERVICE_UNAVAILABLE)),
-            // These exist: 404 would be untrue.
-            ("networks", "bridge", None),
-        ] {
-            assert_eq!(
-                absent(kind, name).map(|error| error.status),
-                status,
-                "{kind} {name}"
-            );
-        }
+        assert!(error.message.contains("POST /no/such"), "{}", error.message);
+        assert_eq!(no_swarm().status, StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -44,6 +44,48 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Bytes of file content that zone `zone` has of its own.
+    ///
+    /// # Errors
+    /// There is no such zone, or its tree cannot be read.
+    pub fn root_size(&self, zone: &str) -> Result<u64> {
+        let what = || format!("measure the files of zone {zone}");
+        if !self.index().roots.contains_key(zone) {
+            return Err(Error::NoSuchRoot {
+                zone: zone.to_owned(),
+            });
+        }
+        let upper = open(&self.roots, format!("{zone}/{UPPER}").as_bytes()).during(what())?;
+        size_below(&upper).during(what())
+    }
+
+    /// Bytes of file content in a volume.
+    ///
+    /// # Errors
+    /// There is no such volume, or it cannot be read.
+    pub fn volume_size(&self, name: &str) -> Result<u64> {
+        let what = || format!("measure volume {name}");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(self.volume_path(name), flags, Mode::empty()).during(what())?;
+        size_below(&folder).during(what())
+    }
+}
+
+fn size_below(folder: &OwnedFd) -> rustix::io::Result<u64> {
+    let mut total = 0;
+    for name in names(folder)? {
+        // What is gone meanwhile has no size.
+        let Some(stat) = stat(folder, &name) else { continue };
+        total += match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => size_below(&open(folder, &name)?)?,
+            FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
+            _ => 0,
+        };
+    }
+    Ok(total)
+}
+
 fn open(folder: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(folder, name, flags, Mode::empty())

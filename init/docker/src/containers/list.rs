@@ -1,9 +1,10 @@
 //! `GET /containers/json`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use store::Store;
+use store::{ImageId, Store};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -11,7 +12,7 @@ use super::container::{Container, Record, Status};
 use super::mounts;
 use super::show::{endpoint_settings, protocol};
 use crate::engine::Engine;
-use crate::http::{ApiError, Request, Response, Result, ok};
+use crate::http::{ApiError, Request, Response, Result, blocking, ok};
 use crate::query::Filters;
 
 const FILTERS: &[&str] = &[
@@ -21,11 +22,6 @@ const FILTERS: &[&str] = &[
 pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let filters = req.query.filters()?;
     filters.only(FILTERS)?;
-    if req.query.flag("size") {
-        return Err(ApiError::not_implemented(
-            "Monobloc does not tell containers' sizes yet; leave the parameter size out.",
-        ));
-    }
     let limit = req
         .query
         .number::<i64>("limit")?
@@ -66,7 +62,32 @@ pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response
             break;
         }
     }
+    if req.query.flag("size") {
+        let ids: Vec<String> = shown
+            .iter()
+            .filter_map(|one| Some(one["Id"].as_str()?.to_owned()))
+            .collect();
+        for (one, (own, whole)) in shown.iter_mut().zip(sizes(&store, ids).await?) {
+            one["SizeRw"] = own.into();
+            one["SizeRootFs"] = whole.into();
+        }
+    }
     ok(&shown)
+}
+
+/// Bytes of each container's own, and with its image. One whose files cannot be read counts nothing.
+pub(crate) async fn sizes(store: &Arc<Store>, ids: Vec<String>) -> Result<Vec<(u64, u64)>> {
+    let store = store.clone();
+    blocking(move || {
+        let images: HashMap<String, ImageId> = store.roots().into_iter().collect();
+        let size = |id: &String| {
+            let own = store.root_size(id).unwrap_or(0);
+            let image = images.get(id).and_then(|image| store.image(image));
+            (own, own + image.map_or(0, |image| image.size))
+        };
+        Ok::<_, ApiError>(ids.iter().map(size).collect())
+    })
+    .await
 }
 
 /// Ids of the images that the filter means.
@@ -127,7 +148,7 @@ fn matches(record: &Record, filters: &Filters) -> Result<bool> {
         && filters.labels(|key| record.config.labels.get(key).map(String::as_str)))
 }
 
-fn summary(engine: &Engine, store: &Store, record: &Record) -> Value {
+pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value {
     let network = engine.network_now();
     let endpoint = network.as_ref().and_then(|network| network.endpoint(&record.id));
     let bound = network

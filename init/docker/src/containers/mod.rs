@@ -32,6 +32,7 @@ use std::sync::Arc;
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
 pub(crate) use container::{Container, Record, Status};
 pub(crate) use files::MADE;
+pub(crate) use list::{sizes, summary};
 pub(crate) use log_driver::Driver as LogDriver;
 pub(crate) use registry::{Containers, new_id};
 

@@ -7,18 +7,22 @@ use network::{BoundPort, Endpoint};
 use serde_json::{Map, Value, json};
 
 use super::container::{Container, Record, Status, log_path};
+use super::list::sizes;
 use super::{mounts, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, ok};
 
 pub(crate) async fn inspect(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let container = engine.containers().await?.find(&req.name)?;
+    let mut shown = describe(engine, &container).await?;
     if req.query.flag("size") {
-        return Err(ApiError::not_implemented(
-            "Monobloc does not tell a container's size yet; leave the parameter size out.",
-        ));
+        let store = engine.store().await?;
+        for (own, whole) in sizes(&store, vec![container.id.clone()]).await? {
+            shown["SizeRw"] = own.into();
+            shown["SizeRootFs"] = whole.into();
+        }
     }
-    ok(&describe(engine, &container).await?)
+    ok(&shown)
 }
 
 async fn describe(engine: &Arc<Engine>, container: &Container) -> Result<Value> {
@@ -126,7 +130,7 @@ pub(crate) fn endpoint_settings(name: &str, endpoint: Option<&Endpoint>) -> Valu
     let text = |of: fn(&Endpoint) -> String| endpoint.map(of).unwrap_or_default();
     json!({
         "IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null, "DNSNames": null,
-        "NetworkID": name, "EndpointID": text(|endpoint| endpoint.host_link.clone()),
+        "NetworkID": crate::networks::id(name), "EndpointID": text(|endpoint| endpoint.host_link.clone()),
         "Gateway": text(|endpoint| endpoint.gateway.to_string()),
         "IPAddress": text(|endpoint| endpoint.address.to_string()),
         "IPPrefixLen": endpoint.map_or(0, |endpoint| endpoint.prefix),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bollard_stubs::models::{ImageHistoryResponseItem, ImageSummary};
 use serde_json::{Value, json};
-use store::{Image, Reference};
+use store::{ChainId, Image, Reference, Store};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -75,6 +75,29 @@ fn summary(image: Image) -> ImageSummary {
         labels: image.config.config.labels.into_iter().collect::<HashMap<_, _>>(),
         ..ImageSummary::default()
     }
+}
+
+/// All images with the number of their containers and what they share, and the bytes of all layers.
+pub(crate) fn usage(store: &Store, users: &HashMap<&str, i64>) -> (Vec<ImageSummary>, u64) {
+    let images = store.images();
+    let mut holders: HashMap<ChainId, u32> = HashMap::new();
+    for chain in images.iter().flat_map(|image| &image.layers) {
+        *holders.entry(*chain).or_default() += 1;
+    }
+    let size = |chain: &ChainId| store.layer(chain).map_or(0, |layer| layer.size);
+    let total = holders.keys().map(size).sum();
+    let shown = images
+        .into_iter()
+        .map(|image| {
+            let common = |chain: &&ChainId| holders.get(*chain).is_some_and(|count| *count > 1);
+            let shared: u64 = image.layers.iter().filter(common).map(size).sum();
+            let mut summary = summary(image);
+            summary.containers = users.get(summary.id.as_str()).copied().unwrap_or(0);
+            summary.shared_size = i64::try_from(shared).unwrap_or(i64::MAX);
+            summary
+        })
+        .collect();
+    (shown, total)
 }
 
 fn names(references: &[Reference]) -> Vec<String> {

@@ -8,6 +8,7 @@ mod pull;
 mod remove;
 
 pub(crate) use commit::commit;
+pub(crate) use list::usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +35,10 @@ pub async fn route(
         ("GET", ["images", "json"]) => list::list(&engine, req).await,
         ("POST", ["images", "create"]) => pull::create(&engine, req).await,
         ("POST", ["images", "load"]) => archive::load(&engine, req).await,
+        // Nothing is built here, so that there is no cache of it.
+        ("POST", ["build", "prune"]) => {
+            http::ok(&serde_json::json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }))
+        }
         ("POST", ["images", "prune"]) => remove::prune(&engine, req).await,
         ("GET", ["images", name @ .., "json"]) if !name.is_empty() => {
             req.name = name.join("/");

@@ -15,7 +15,7 @@ use crate::containers::Record;
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking};
 
-pub(crate) use routes::route;
+pub(crate) use routes::{route, usage};
 
 /// Kind of the stored objects, see [`Store::objects`].
 const KIND: &str = "volumes";

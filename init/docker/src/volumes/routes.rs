@@ -55,6 +55,30 @@ fn show(store: &Store, volume: &Volume) -> Value {
     })
 }
 
+/// All volumes with their size and the number of containers that use them.
+pub(crate) async fn usage(engine: &Engine, store: &Arc<Store>) -> Result<Vec<Value>> {
+    let (volumes, _) = all(store).await?;
+    let records = engine.containers().await?.all();
+    let mut users: BTreeMap<String, u64> = BTreeMap::new();
+    for point in records.iter().flat_map(|container| container.record().mounts) {
+        if let Some(volume) = point.volume() {
+            *users.entry(volume.name.clone()).or_default() += 1;
+        }
+    }
+    let store = store.clone();
+    blocking(move || {
+        let shown = volumes.iter().map(|volume| {
+            let size = store.volume_size(&volume.name)?;
+            let mut shown = show(&store, volume);
+            let users = users.get(&volume.name).copied().unwrap_or(0);
+            shown["UsageData"] = json!({ "Size": size, "RefCount": users });
+            Ok::<_, ApiError>(shown)
+        });
+        shown.collect()
+    })
+    .await
+}
+
 /// All volumes by name; one that cannot be understood gives a warning.
 async fn all(store: &Arc<Store>) -> Result<(Vec<Volume>, Vec<String>)> {
     let store = store.clone();
