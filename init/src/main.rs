@@ -1,6 +1,6 @@
 //! `/init`: the appliance's one binary. As process 1 it boots the machine and keeps the zones'
-//! processes; as `/init supervisor` it is everything else. The role is told apart by the process
-//! id and the first argument, so that one static file in the image serves both.
+//! processes; as `/init supervisor` it is everything else; as a zone's `/sbin/docker-init` it is that
+//! zone's process 1. The role is told apart by its name, the process id and the first argument, so that one static file in the image serves both.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +15,7 @@ mod pool;
 mod power;
 mod preload;
 mod supervisor;
+mod zone_init;
 
 use std::process::ExitCode;
 
@@ -25,7 +26,10 @@ const SUPERVISOR: &str = "supervisor";
 const BUILD: Option<&str> = option_env!("MONOBLOC_BUILD");
 
 fn main() -> ExitCode {
-    if rustix::process::getpid().is_init() {
+    // In a zone it is process 1 too.
+    if zone_init::is_meant() {
+        zone_init::run()
+    } else if rustix::process::getpid().is_init() {
         keeper::run()
     } else if std::env::args().nth(1).as_deref() == Some(SUPERVISOR) {
         supervisor::run()

@@ -26,6 +26,8 @@ use crate::console::{self, say};
 use crate::modules::Loader;
 use crate::{identity, link, pool, preload};
 
+/// This file, as process 1 sees it: it is also the init of zones.
+const INIT: &str = "/init";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Name under which process 1 keeps the API's listening socket.
 const LISTENER: &str = "api";
@@ -127,6 +129,8 @@ fn engine_config(config: &Arc<BootConfig>, power: mpsc::UnboundedSender<Power>) 
         build: std::env::args().nth(3).filter(|build| !build.is_empty()),
         fell_back: std::env::args().nth(4).filter(|reason| !reason.is_empty()),
         registry: config.registry.clone(),
+        allow_host_privilege: config.allow_host_privilege,
+        zone_init: Some(INIT.to_owned()),
         power: Box::new(move |end| {
             if end == Power::Supervisor {
                 let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::KILL);

@@ -152,6 +152,7 @@ fn boot_config(recipe: &Recipe, images: &[Prepared]) -> BootConfig {
         pool: recipe.pool.policy,
         images: preloaded(images),
         zones: recipe.zones.iter().map(zone).collect(),
+        allow_host_privilege: recipe.zone_rules.allow_host_privilege,
         registry: handover::RegistryConfig {
             insecure: recipe.registry.insecure.iter().map(ToString::to_string).collect(),
         },

@@ -49,6 +49,8 @@ pub struct Recipe {
     pub images: Vec<Image>,
     #[serde(default, rename = "zone")]
     pub zones: Vec<Zone>,
+    #[serde(default, rename = "zones")]
+    pub zone_rules: ZoneRules,
     #[serde(default)]
     pub qemu: Qemu,
     #[serde(default)]
@@ -252,6 +254,15 @@ pub struct User {
     pub home: Option<AbsolutePath>,
     #[serde(default)]
     pub shell: Option<AbsolutePath>,
+}
+
+/// `[zones]`: what holds for all zones, those that start at boot and those that clients make.
+#[derive(Debug, Clone, Copy, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ZoneRules {
+    /// Lets a zone have the machine's own namespaces (`--userns=host`) if it asks for them. Its root is
+    /// then the machine's, and no other zone is safe from it.
+    pub allow_host_privilege: bool,
 }
 
 /// `[[zone]]`: a zone that starts at boot; the fields are those of `docker run`.

@@ -33,6 +33,7 @@ fn a_minimal_recipe_gets_the_defaults() {
     assert_eq!(recipe.initramfs.compression, Compression::Zstd);
     assert_eq!(recipe.qemu.memory, ByteSize(1 << 30));
     assert!(recipe.output.efi && recipe.images.is_empty() && recipe.zones.is_empty());
+    assert!(!recipe.zone_rules.allow_host_privilege);
 }
 
 #[test]
@@ -63,6 +64,8 @@ fn every_part_of_a_recipe_is_read() {
         [[image]]
         reference = "localhost:5000/team/app:1.2"
         source.oci-archive = "app.tar"
+        [zones]
+        allow-host-privilege = true
         [[zone]]
         name = "web"
         image = "web:latest"
@@ -99,6 +102,7 @@ fn every_part_of_a_recipe_is_read() {
             protocol: Protocol::Udp
         }
     );
+    assert!(recipe.zone_rules.allow_host_privilege);
     assert_eq!(recipe.zones[0].memory, Some(ByteSize(64 << 20)));
     assert_eq!(recipe.zones[0].cpus, Some(Cpus(500_000_000)));
 }

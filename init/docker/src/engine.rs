@@ -43,6 +43,10 @@ pub struct EngineConfig {
     /// Why the booted one runs although another was wanted.
     pub fell_back: Option<String>,
     pub registry: handover::RegistryConfig,
+    /// Whether containers may have the machine's own namespaces.
+    pub allow_host_privilege: bool,
+    /// The file that runs as a container's init: see [`zones::ZoneSpec::init`].
+    pub zone_init: Option<String>,
     /// Ends the machine; called after the answer was given.
     pub power: Box<dyn Fn(Power) + Send + Sync>,
     /// What lies under the store: `disk` or `memory`, for `info` and the status.

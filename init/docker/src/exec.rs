@@ -127,11 +127,6 @@ pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Res
     if wanted.cmd.as_ref().is_none_or(Vec::is_empty) {
         return Err(ApiError::bad_request("No exec command specified"));
     }
-    if wanted.privileged {
-        return Err(ApiError::not_implemented(
-            "Monobloc does not do Privileged yet; leave it out.",
-        ));
-    }
     if let Some((field, _)) = wanted
         .rest
         .iter()
@@ -208,7 +203,7 @@ fn inspect(exec: &Exec) -> Result<Response> {
         "OpenStderr": exec.wanted.attach_stderr, "DetachKeys": "",
         "ProcessConfig": {
             "tty": exec.wanted.tty, "entrypoint": entrypoint, "arguments": arguments,
-            "privileged": false, "user": exec.wanted.user,
+            "privileged": exec.wanted.privileged, "user": exec.wanted.user,
         },
     }))
 }
@@ -359,6 +354,7 @@ async fn prepare(
                 user,
                 terminal: wanted.tty.then_some(size),
                 stdin: wanted.attach_stdin,
+                privileged: wanted.privileged,
             },
         )
     })

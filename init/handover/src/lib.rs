@@ -37,6 +37,9 @@ pub struct BootConfig {
     pub images: Vec<PreloadedImage>,
     /// Zones that start at boot.
     pub zones: Vec<BootZone>,
+    /// Whether zones may have the machine's own namespaces and so its powers.
+    #[serde(default)]
+    pub allow_host_privilege: bool,
     pub registry: RegistryConfig,
 }
 

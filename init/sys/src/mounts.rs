@@ -1,7 +1,8 @@
-//! Changes of a mount that nobody else sees yet: `mount_setattr(2)`.
+//! Mounts that nobody else sees yet: copied from another process's, changed by `mount_setattr(2)`.
 
+use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use crate::program::MountAttributes;
 
@@ -21,6 +22,37 @@ pub struct Change {
     pub set: MountAttributes,
     pub clear: MountAttributes,
     pub propagation: Option<Propagation>,
+}
+
+/// A detached copy (`open_tree(2)`) of the mount at a path, as the process of a pidfd sees it. Nobody but
+/// that process and those who share its mounts decide what is there. Blocks.
+pub fn clone_from(pidfd: impl AsFd, path: &CStr) -> io::Result<OwnedFd> {
+    /// `OPEN_TREE_CLONE` (`linux/mount.h`).
+    const CLONE: libc::c_uint = 1;
+    let pidfd = pidfd.as_fd().as_raw_fd();
+    let in_there = || -> io::Result<OwnedFd> {
+        let checked = |result: libc::c_long| match result {
+            -1 => Err(io::Error::last_os_error()),
+            result => Ok(result),
+        };
+        // SAFETY: plain numbers and a string that lives through the call; only this thread changes its
+        // mount namespace, which needs a current folder that no other thread shares.
+        unsafe {
+            checked(libc::c_long::from(libc::unshare(libc::CLONE_FS)))?;
+            checked(libc::c_long::from(libc::setns(pidfd, libc::CLONE_NEWNS)))?;
+            let flags = CLONE | libc::O_CLOEXEC as libc::c_uint | libc::AT_SYMLINK_NOFOLLOW as libc::c_uint;
+            let tree = checked(libc::syscall(
+                libc::SYS_open_tree,
+                libc::AT_FDCWD,
+                path.as_ptr(),
+                flags,
+            ))?;
+            Ok(OwnedFd::from_raw_fd(tree as libc::c_int))
+        }
+    };
+    // A thread of its own, which ends in that namespace.
+    let done = std::thread::scope(|scope| scope.spawn(in_there).join());
+    done.unwrap_or_else(|_| Err(io::Error::other("The thread that copies a mount has ended")))
 }
 
 /// Changes the mount open as `mount`, and with `recursive` those below it too.

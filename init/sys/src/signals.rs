@@ -28,6 +28,49 @@ pub fn catch(signals: &[i32]) -> io::Result<OwnedFd> {
     }
 }
 
+/// As [`catch`], for all that another process may send or the terminal may raise: neither those that tell
+/// of a fault of this process itself nor the C library's own.
+pub fn catch_all() -> io::Result<OwnedFd> {
+    const OWN: &[i32] = &[
+        libc::SIGKILL,
+        libc::SIGSTOP,
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGFPE,
+        libc::SIGILL,
+        libc::SIGTRAP,
+        libc::SIGABRT,
+        libc::SIGSYS,
+        32,
+        33,
+    ];
+    /// The last of the real-time signals.
+    const LAST: i32 = 64;
+    let all: Vec<i32> = (1..=LAST).filter(|signal| !OWN.contains(signal)).collect();
+    catch(&all)
+}
+
+/// Starts a program in a process group of its own, which is the terminal's in the foreground if standard
+/// input is one, with no signal blocked. The caller has blocked `SIGTTOU` ([`catch_all`]).
+pub fn spawn_in_foreground(command: &mut std::process::Command) -> io::Result<std::process::Child> {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: only system calls on locals between fork and exec; none of them takes a lock.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setpgid(0, 0);
+            // Without a terminal there is no foreground to be in.
+            libc::tcsetpgrp(0, libc::getpid());
+            let mut none: libc::sigset_t = std::mem::zeroed();
+            libc::sigemptyset(&mut none);
+            match libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut()) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+    command.spawn()
+}
+
 /// The next signal that has come, if any.
 pub fn next(fd: impl AsFd) -> Option<i32> {
     // SAFETY: an all-zero structure is valid; the kernel fills it whole or not at all.

@@ -153,6 +153,18 @@ pub(crate) struct HostConfig {
     #[serde(deserialize_with = "nullable")]
     pub(crate) privileged: bool,
     #[serde(deserialize_with = "nullable")]
+    pub(crate) pid_mode: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) ipc_mode: String,
+    #[serde(deserialize_with = "nullable", rename = "UTSMode")]
+    pub(crate) uts_mode: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) userns_mode: String,
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) cgroupns_mode: String,
+    /// Whether a small init is the container's process 1.
+    pub(crate) init: Option<bool>,
+    #[serde(deserialize_with = "nullable")]
     pub(crate) shm_size: i64,
     #[serde(deserialize_with = "nullable")]
     pub(crate) sysctls: BTreeMap<String, String>,
@@ -258,13 +270,8 @@ const HOST_HARMLESS: &[&str] = &[
 ];
 
 /// `HostConfig`'s fields with those values of theirs that ask for what is the case anyway.
-const HOST_DEFAULTS: &[(&str, &[&str])] = &[
-    ("CgroupnsMode", &["private"]),
-    ("IpcMode", &["private", "shareable"]),
-    ("UsernsMode", &["private"]),
-    ("Runtime", &["monobloc", "runc"]),
-    ("MemorySwappiness", &["-1"]),
-];
+const HOST_DEFAULTS: &[(&str, &[&str])] =
+    &[("Runtime", &["monobloc", "runc"]), ("MemorySwappiness", &["-1"])];
 
 /// Whether Go would take the value for one that is not set.
 pub(super) fn is_zero(value: &Value) -> bool {
@@ -398,15 +405,6 @@ pub(crate) fn parse(body: Value) -> Result<Wanted> {
 
 fn check_host(host: &HostConfig) -> Result<()> {
     host.log_config.check()?;
-    match host.network_mode.as_str() {
-        "" | "default" | "bridge" | "none" => {}
-        other => {
-            return Err(refuse(
-                "HostConfig.NetworkMode",
-                &format!(" (it is {other}; bridge and none are what there is)"),
-            ));
-        }
-    }
     match host.restart_policy.name.as_str() {
         "" | "no" | "always" | "unless-stopped" | "on-failure" => {}
         other => {
@@ -468,10 +466,8 @@ mod tests {
     #[test]
     fn a_field_that_is_not_done_is_refused_by_its_name() {
         for (host, field) in [
-            (json!({"NetworkMode": "host"}), "HostConfig.NetworkMode"),
-            (json!({"PidMode": "host"}), "HostConfig.PidMode"),
             (json!({"SomethingNew": 7}), "HostConfig.SomethingNew"),
-            (json!({"Init": true}), "HostConfig.Init"),
+            (json!({"Runtime": "kata"}), "HostConfig.Runtime"),
         ] {
             let error = parse(json!({"Image": "x", "HostConfig": host})).unwrap_err();
             assert_eq!(error.status, hyper::StatusCode::NOT_IMPLEMENTED, "{field}");

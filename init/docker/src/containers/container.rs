@@ -60,6 +60,9 @@ pub(crate) struct Record {
     pub(crate) mounts: Vec<Point>,
     /// First id on the host of the zone's own.
     pub(crate) first_id: u32,
+    /// First id of the one whose user namespace it is in, since it started last.
+    #[serde(default)]
+    pub(crate) joined_first_id: Option<u32>,
     pub(crate) status: Status,
     pub(crate) started: String,
     pub(crate) finished: String,
@@ -74,8 +77,11 @@ pub(crate) struct Record {
 
 impl Record {
     pub(crate) fn ids(&self) -> IdMap {
+        if self.host.userns_mode == "host" {
+            return IdMap::HOST;
+        }
         IdMap {
-            host: self.first_id,
+            host: self.joined_first_id.unwrap_or(self.first_id),
             count: IDS_PER_ZONE,
         }
     }
@@ -93,8 +99,18 @@ impl Record {
         attributes
     }
 
+    /// Whether it is on the bridge.
     pub(crate) fn has_network(&self) -> bool {
-        self.host.network_mode != "none"
+        matches!(self.host.network_mode.as_str(), "" | "default" | "bridge")
+    }
+
+    /// The network that it is on; none for one that has another container's.
+    pub(crate) fn network_name(&self) -> Option<&str> {
+        match self.host.network_mode.as_str() {
+            "" | "default" => Some("bridge"),
+            mode if mode.starts_with("container:") => None,
+            mode => Some(mode),
+        }
     }
 }
 
@@ -119,7 +135,7 @@ pub(crate) struct Container {
     /// Held by whoever writes the log: one life's words wait for those of the life before.
     pub(crate) log_turn: Arc<tokio::sync::Mutex<()>>,
     pub(crate) life: watch::Sender<Life>,
-    user_namespace: Mutex<Option<Arc<OwnedFd>>>,
+    user_namespace: Mutex<Option<(IdMap, Arc<OwnedFd>)>>,
 }
 
 impl Container {
@@ -175,12 +191,17 @@ impl Container {
     /// The user namespace that maps the root's ids; made at the first asking. Blocks.
     pub(crate) fn user_namespace(&self) -> std::io::Result<Arc<OwnedFd>> {
         let ids = self.lock().ids();
+        self.user_namespace_for(ids)
+    }
+
+    /// As [`user_namespace`](Self::user_namespace), for ids that it is about to have.
+    pub(crate) fn user_namespace_for(&self, ids: IdMap) -> std::io::Result<Arc<OwnedFd>> {
         let mut kept = self.user_namespace.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(namespace) = &*kept {
+        if let Some((_, namespace)) = kept.as_ref().filter(|(of, _)| *of == ids) {
             return Ok(namespace.clone());
         }
         let namespace = Arc::new(zones::user_namespace(ids)?);
-        *kept = Some(namespace.clone());
+        *kept = Some((ids, namespace.clone()));
         Ok(namespace)
     }
 

@@ -9,7 +9,7 @@ use store::{Image, Store};
 use super::config::{self, Config, Wanted};
 use super::container::{Container, NEVER, Record, Status};
 use super::registry::new_id;
-use super::{mounts, names, spec};
+use super::{modes, mounts, names, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, json};
 
@@ -57,11 +57,22 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
     let store = engine.store().await?;
     let image = store.resolve(&wanted.config.image)?;
     let Wanted { config, host } = wanted;
-    let wanted = Wanted {
+    let mut wanted = Wanted {
         config: merge(config, &image),
         host,
     };
+    modes::check(
+        &wanted.host,
+        &wanted.config.hostname,
+        engine.config.allow_host_privilege,
+    )?;
     spec::check(&wanted)?;
+    if wanted.host.init == Some(true) && engine.config.zone_init.is_none() {
+        return Err(ApiError::not_implemented(
+            "There is no init for containers here (HostConfig.Init); leave it out.",
+        ));
+    }
+    modes::name_by_id(engine, &mut wanted.host).await?;
     let command = [&wanted.config.entrypoint, &wanted.config.cmd];
     if command.into_iter().flatten().flatten().all(String::is_empty) {
         return Err(ApiError::bad_request("no command specified"));
@@ -78,6 +89,7 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
         host: wanted.host,
         mounts: settled.points,
         first_id: 0,
+        joined_first_id: None,
         status: Status::Created,
         started: NEVER.to_owned(),
         finished: NEVER.to_owned(),

@@ -10,7 +10,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::container::{Container, Record, Status};
 use super::mounts;
-use super::show::{endpoint_settings, protocol};
+use super::show::{networks, protocol};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, ok};
 use crate::query::Filters;
@@ -136,7 +136,7 @@ fn matches(record: &Record, filters: &Filters) -> Result<bool> {
             (false, false) => record.name.contains(text),
         }
     };
-    let network = if record.has_network() { "bridge" } else { "none" };
+    let network = record.network_name().unwrap_or_default();
     Ok(filters.matches("id", |id| record.id.starts_with(id))
         && filters.matches("name", named)
         && filters.matches("status", |status| record.status.text() == status)
@@ -173,7 +173,7 @@ pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value 
             }
         }
     }
-    let name = if record.has_network() { "bridge" } else { "none" };
+    let name = record.network_name();
     json!({
         "Id": record.id, "Names": [format!("/{}", record.name)],
         "Image": record.config.image, "ImageID": record.image,
@@ -182,7 +182,7 @@ pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value 
         "Ports": ports, "Labels": record.config.labels,
         "State": record.status.text(), "Status": status(record, OffsetDateTime::now_utc()),
         "HostConfig": {"NetworkMode": name},
-        "NetworkSettings": {"Networks": {name: endpoint_settings(name, endpoint.as_ref())}},
+        "NetworkSettings": {"Networks": networks(name, endpoint.as_ref())},
         "Mounts": mounts::show(store, record),
     })
 }

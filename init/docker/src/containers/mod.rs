@@ -19,6 +19,7 @@ mod files;
 mod list;
 mod log_driver;
 pub(crate) mod logs;
+mod modes;
 pub(crate) mod mounts;
 mod names;
 mod registry;

@@ -18,6 +18,7 @@ use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
 use super::config::Wanted;
 use super::container::{Container, NEVER, Record, Status, log_path, save};
 use super::ending::{SIGKILL, remove_in_turn};
+use super::modes::{self, Resolved};
 use super::{devices, mounts, registry, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
@@ -58,7 +59,14 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
     record.started = zones::log::now();
     record.error.clear();
     record.stopped = false;
-    match launch(engine, container, store, &record).await {
+    let launched = match modes::resolve(engine, &record).await {
+        Ok(resolved) => {
+            record.joined_first_id = resolved.ids.map(|ids| ids.host);
+            launch(engine, container, store, &record, resolved).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    match launched {
         Ok(running) => {
             // A rename may have come meanwhile.
             record.name = container.lock().name.clone();
@@ -133,6 +141,7 @@ async fn launch(
     container: &Arc<Container>,
     store: &Arc<Store>,
     record: &Record,
+    resolved: Resolved,
 ) -> Result<Running, LaunchError> {
     // The log is opened before anything runs: what a full pool does not take fails the start here.
     let writing = async {
@@ -151,12 +160,14 @@ async fn launch(
         .await
     };
     let setting_up = async {
-        let network = if record.has_network() {
+        let of = resolved.network_of.as_ref().unwrap_or(record);
+        let network = if of.has_network() {
             Some(engine.network().await?)
         } else {
             None
         };
-        let (root, zone) = prepare(container, store, record, network.as_deref()).await?;
+        let init = engine.config.zone_init.clone();
+        let (root, zone) = prepare(container, store, record, network.as_deref(), resolved, init).await?;
         let pending = engine.zones.create(zone, root).await?;
         match connect(&pending, record, network.as_ref()).await {
             Ok(()) => Ok(pending),
@@ -213,18 +224,21 @@ async fn prepare(
     store: &Arc<Store>,
     record: &Record,
     network: Option<&Network>,
+    resolved: Resolved,
+    init: Option<String>,
 ) -> Result<(OwnedFd, ZoneSpec)> {
     let gateway = network.map(Network::gateway);
     let (container, store, record) = (container.clone(), store.clone(), record.clone());
     blocking(move || {
-        let namespace = container.user_namespace();
+        let namespace = container.user_namespace_for(record.ids());
         let namespace = namespace
             .map_err(|error| ApiError::internal(format!("Cannot make a user namespace: {error}.")))?;
         let root = mount(&store, &record, namespace.as_fd())?;
         let user = Databases::read(root.as_fd()).find(&record.config.user, &record.host.group_add)?;
         let (devices, mut mounts) = devices::attach(&store, &record.host, namespace.as_fd())?;
         mounts.extend(mounts::attach(&store, &record, root.as_fd(), namespace.as_fd())?);
-        let address = gateway.and_then(|gateway| address(gateway, record.first_id));
+        let of = resolved.network_of.as_ref().unwrap_or(&record);
+        let address = gateway.and_then(|gateway| address(gateway, of.first_id));
         // Without one there are no name servers yet.
         let resolv_conf = std::fs::read("/etc/resolv.conf").unwrap_or_default();
         let now = spec::Circumstances {
@@ -233,6 +247,9 @@ async fn prepare(
             mounts,
             devices,
             resolv_conf,
+            gateway: gateway.map(|gateway| gateway.address),
+            resolved,
+            init,
         };
         Ok::<_, ApiError>((root, spec::zone(&record, now)?))
     })
@@ -271,6 +288,11 @@ fn address(gateway: network::Cidr, first_id: u32) -> Option<std::net::Ipv4Addr> 
 
 /// Puts the waiting zone on the network, or sees to its loopback.
 async fn connect(pending: &Pending, record: &Record, network: Option<&Arc<Network>>) -> Result<()> {
+    let name = record.network_name();
+    if name.is_none() || name == Some("host") {
+        // It is somebody else's, and up.
+        return Ok(());
+    }
     let namespace = pending.network_namespace()?;
     let Some(network) = network.cloned() else {
         return blocking(move || network::set_loopback_up(namespace.as_fd())).await;

@@ -76,8 +76,13 @@ fn host_config(record: &Record) -> Result<Value> {
             map.insert("NetworkMode".to_owned(), json!("bridge"));
         }
         map.insert("LogConfig".to_owned(), record.host.log_config.shown());
-        map.insert("CgroupnsMode".to_owned(), json!("private"));
-        map.insert("IpcMode".to_owned(), json!("private"));
+        for (field, mode) in [
+            ("CgroupnsMode", &record.host.cgroupns_mode),
+            ("IpcMode", &record.host.ipc_mode),
+        ] {
+            let shown = if mode.is_empty() { "private" } else { mode.as_str() };
+            map.insert(field.to_owned(), json!(shown));
+        }
         map.insert("Runtime".to_owned(), json!("monobloc"));
     }
     Ok(shown)
@@ -99,16 +104,16 @@ fn network_settings(engine: &Engine, record: &Record) -> Value {
     let bound = network
         .map(|network| network.published(&record.id))
         .unwrap_or_default();
-    let name = if record.has_network() { "bridge" } else { "none" };
+    let name = record.network_name();
     let mut settings = json!({
         "Bridge": "", "SandboxID": "", "SandboxKey": "", "HairpinMode": false,
         "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
         "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null,
         "Ports": ports(record, &bound),
-        "Networks": {name: endpoint_settings(name, endpoint.as_ref())},
+        "Networks": networks(name, endpoint.as_ref()),
     });
     if let Value::Object(map) = &mut settings {
-        let shown = endpoint_settings(name, endpoint.as_ref());
+        let shown = endpoint_settings(name.unwrap_or_default(), endpoint.as_ref());
         for key in [
             "EndpointID",
             "Gateway",
@@ -125,8 +130,16 @@ fn network_settings(engine: &Engine, record: &Record) -> Value {
     settings
 }
 
+/// The networks of a container by their names; one that has another's shows none.
+pub(crate) fn networks(name: Option<&str>, endpoint: Option<&Endpoint>) -> Value {
+    match name {
+        Some(name) => json!({name: endpoint_settings(name, endpoint)}),
+        None => json!({}),
+    }
+}
+
 /// As `inspect` and the list show a container's place on the network.
-pub(crate) fn endpoint_settings(name: &str, endpoint: Option<&Endpoint>) -> Value {
+fn endpoint_settings(name: &str, endpoint: Option<&Endpoint>) -> Value {
     let text = |of: fn(&Endpoint) -> String| endpoint.map(of).unwrap_or_default();
     json!({
         "IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null, "DNSNames": null,

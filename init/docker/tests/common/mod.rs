@@ -167,6 +167,8 @@ async fn machine(keeper: OwnedFd, cgroup: &str, dir: &Path, pool: &Path, program
         build: None,
         fell_back: None,
         registry: RegistryConfig::default(),
+        allow_host_privilege: false,
+        zone_init: None,
         power: Box::new(|_| {}),
         pool_kind: Box::new(|| "memory".to_owned()),
     };

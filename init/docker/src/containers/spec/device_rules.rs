@@ -6,6 +6,10 @@ use crate::containers::config::HostConfig;
 use crate::http::{ApiError, Result};
 
 pub(super) fn device_rules(host: &HostConfig) -> Result<Vec<DeviceRule>> {
+    // With the machine's own powers goes all that it has.
+    if host.privileged && host.userns_mode == "host" {
+        return Ok(vec![DeviceRule::ALL]);
+    }
     let parse = |text: &String| {
         one(text).ok_or_else(|| ApiError::bad_request(format!("invalid device cgroup rule format: '{text}'")))
     };

@@ -11,12 +11,15 @@ mod ports;
 mod seccomp;
 mod security;
 mod signals;
+mod sysctls;
 #[cfg(test)]
 mod testing;
 
 use std::net::Ipv4Addr;
 
-use zones::{Device, MASKED_PATHS, Mount, Namespaces, ProcessSpec, READ_ONLY_PATHS, TerminalSize, ZoneSpec};
+use zones::{
+    CapabilitySet, Device, MASKED_PATHS, Mount, ProcessSpec, READ_ONLY_PATHS, Seccomp, TerminalSize, ZoneSpec,
+};
 
 use device_rules::device_rules;
 use limits::rlimits;
@@ -26,9 +29,11 @@ use names::{extra_host, hosts, resolv_conf};
 pub(crate) use ports::ports;
 use security::{capabilities, security};
 pub(crate) use signals::parse_signal;
+use sysctls::check_sysctls;
 
 use super::config::Wanted;
 use super::container::Record;
+use super::modes::{IPC_NONE, Mode, Modes, Resolved};
 use crate::http::Result;
 use crate::users::Found;
 
@@ -42,6 +47,7 @@ pub(crate) fn check(wanted: &Wanted) -> Result<()> {
     security(&wanted.host)?;
     check_limits(&wanted.host)?;
     device_rules(&wanted.host)?;
+    check_sysctls(&wanted.host, &Modes::of(&wanted.host)?)?;
     rlimits(&wanted.host)?;
     super::mounts::check(wanted)?;
     super::devices::check(&wanted.host)?;
@@ -63,11 +69,28 @@ pub(crate) struct Circumstances {
     pub(crate) devices: Vec<Device>,
     /// The host's `/etc/resolv.conf`.
     pub(crate) resolv_conf: Vec<u8>,
+    /// The machine's own address on the bridge.
+    pub(crate) gateway: Option<Ipv4Addr>,
+    pub(crate) resolved: Resolved,
+    /// What a container with an init runs as such.
+    pub(crate) init: Option<String>,
 }
 
 pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
     let (config, host) = (&record.config, &record.host);
-    let hostname = hostname(record);
+    let Resolved {
+        namespaces,
+        shm,
+        network_of,
+        ..
+    } = now.resolved;
+    // Who has another's network has its names too.
+    let named = network_of.as_ref().unwrap_or(record);
+    let hostname = hostname(named);
+    let mut mounts = now.mounts;
+    let own_shm = shm.is_none() && host.ipc_mode != IPC_NONE;
+    // Before a mount of the container's own that may lie in it.
+    mounts.splice(0..0, shm);
     let (seccomp, no_new_privileges) = security(host)?;
     let usual = |usual| if host.privileged { &[][..] } else { usual };
     let protected = |asked_for, of_all| paths(asked_for, usual(of_all));
@@ -79,9 +102,15 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         _ => TerminalSize::default(),
     });
     let mut files = vec![
-        ("/etc/hosts".to_owned(), hosts(record, &hostname, now.address)?),
+        (
+            "/etc/hosts".to_owned(),
+            hosts(named, &hostname, now.address, now.gateway)?,
+        ),
         ("/etc/hostname".to_owned(), format!("{hostname}\n").into_bytes()),
-        ("/etc/resolv.conf".to_owned(), resolv_conf(host, now.resolv_conf)),
+        (
+            "/etc/resolv.conf".to_owned(),
+            resolv_conf(&named.host, now.resolv_conf),
+        ),
     ];
     // A mount in a file's place goes before it.
     files.retain(|(path, _)| record.mounts.iter().all(|point| point.destination != *path));
@@ -105,16 +134,16 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         ids: record.ids(),
         limits: limits(host)?,
         read_only_root: host.readonly_rootfs,
-        mounts: now.mounts,
+        mounts,
         system_files_writable: host.privileged,
         masked_paths: protected(host.masked_paths.as_deref(), MASKED_PATHS),
         read_only_paths: protected(host.readonly_paths.as_deref(), READ_ONLY_PATHS),
         devices: now.devices,
         device_rules: device_rules(host)?,
         files,
-        namespaces: Namespaces::default(),
-        shm_size: Some(positive(host.shm_size).unwrap_or(DEFAULT_SHM)),
-        init: None,
+        namespaces,
+        shm_size: own_shm.then(|| positive(host.shm_size).unwrap_or(DEFAULT_SHM)),
+        init: now.init.filter(|_| host.init == Some(true)),
         sysctls: host.sysctls.clone().into_iter().collect(),
     })
 }
@@ -127,10 +156,16 @@ pub(crate) struct Added<'a> {
     pub(crate) user: Found,
     pub(crate) terminal: Option<TerminalSize>,
     pub(crate) stdin: bool,
+    /// With all capabilities of the container's user namespace, and no filter.
+    pub(crate) privileged: bool,
 }
 
 pub(crate) fn added(record: &Record, added: Added<'_>) -> Result<ProcessSpec> {
-    let (seccomp, no_new_privileges) = security(&record.host)?;
+    let (mut seccomp, no_new_privileges) = security(&record.host)?;
+    let mut capabilities = capabilities(&record.host)?;
+    if added.privileged {
+        (seccomp, capabilities) = (Seccomp::Unconfined, CapabilitySet::all());
+    }
     let mut env = record.config.env.clone();
     merge_env(&mut env, added.env);
     let cwd = if added.cwd.is_empty() {
@@ -146,7 +181,7 @@ pub(crate) fn added(record: &Record, added: Added<'_>) -> Result<ProcessSpec> {
         user: added.user.user,
         terminal: added.terminal,
         stdin: added.stdin,
-        capabilities: capabilities(&record.host)?,
+        capabilities,
         seccomp,
         no_new_privileges,
         rlimits: rlimits(&record.host)?,
@@ -164,9 +199,18 @@ fn directory(path: &str) -> String {
 
 pub(crate) fn hostname(record: &Record) -> String {
     match record.config.hostname.as_str() {
+        "" if of_machine(record) => {
+            let name = rustix::system::uname();
+            name.nodename().to_string_lossy().into_owned()
+        }
         "" => record.id.chars().take(12).collect(),
         name => name.to_owned(),
     }
+}
+
+/// Whether it goes by the machine's name.
+fn of_machine(record: &Record) -> bool {
+    Modes::of(&record.host).is_ok_and(|modes| modes.uts == Mode::Host || modes.network == Mode::Host)
 }
 
 fn positive(number: i64) -> Option<u64> {

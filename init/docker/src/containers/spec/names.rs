@@ -6,23 +6,39 @@ use crate::containers::config::HostConfig;
 use crate::containers::container::Record;
 use crate::http::{ApiError, Result};
 
+/// What stands for the machine's own address.
+const HOST_GATEWAY: &str = "host-gateway";
+
+/// An address, or [`HOST_GATEWAY`], and a name.
 pub(super) fn extra_host(entry: &str) -> Result<(&str, &str)> {
-    let parts = entry.split_once(['=', ':']);
-    match parts {
-        Some((name, address)) if !name.is_empty() && address.parse::<std::net::IpAddr>().is_ok() => {
-            Ok((address, name))
-        }
+    let is_address = |text: &str| text == HOST_GATEWAY || text.parse::<std::net::IpAddr>().is_ok();
+    match entry.split_once(['=', ':']) {
+        Some((name, address)) if !name.is_empty() && is_address(address) => Ok((address, name)),
         _ => Err(ApiError::bad_request(format!(
             "invalid extra host {entry:?}: expected NAME:ADDRESS"
         ))),
     }
 }
 
-pub(super) fn hosts(record: &Record, hostname: &str, address: Option<Ipv4Addr>) -> Result<Vec<u8>> {
+pub(super) fn hosts(
+    record: &Record,
+    hostname: &str,
+    address: Option<Ipv4Addr>,
+    gateway: Option<Ipv4Addr>,
+) -> Result<Vec<u8>> {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
     for entry in &record.host.extra_hosts {
         let (address, name) = extra_host(entry)?;
-        text.push_str(&format!("{address}\t{name}\n"));
+        if address != HOST_GATEWAY {
+            text.push_str(&format!("{address}\t{name}\n"));
+            continue;
+        }
+        let gateway = gateway.ok_or_else(|| {
+            ApiError::bad_request(
+                "unable to derive the IP value for host-gateway: the container has no network",
+            )
+        })?;
+        text.push_str(&format!("{gateway}\t{name}\n"));
     }
     if let Some(address) = address {
         match record.config.domainname.as_str() {
