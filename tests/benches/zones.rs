@@ -100,7 +100,10 @@ async fn exec(client: &Docker, name: &str) {
         ..CreateExecOptions::default()
     };
     let made = client.create_exec(name, wanted).await.unwrap();
-    let started = client.start_exec(&made.id, None::<StartExecOptions>).await.unwrap();
+    let started = client
+        .start_exec(&made.id, None::<StartExecOptions>)
+        .await
+        .unwrap();
     if let StartExecResults::Attached { mut output, .. } = started {
         while let Some(said) = output.next().await {
             said.unwrap();

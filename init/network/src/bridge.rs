@@ -1,4 +1,9 @@
-//! One bridge, the zones on it and their published ports.
+//! One network of zones and their published ports.
+//!
+//! A zone's link is a cable to the host and nothing else: the host routes the zone's one address to it,
+//! and every packet of the zone goes by the gateway, also to a neighbour. A bridge would take 1,023
+//! links and no more, would carry each broadcast to all of them, and would let a zone speak with a
+//! neighbour's addresses. The link of kind bridge that bears the gateway's address has no ports.
 //!
 //! What stands is read from the kernel, never from a file: the host's end of a zone's link carries
 //! the zone's id and address as its alias, and the published ports are elements of the packet rules'
@@ -25,6 +30,11 @@ use crate::{BoundPort, Cidr, Endpoint, Error, Mac, Port, Result};
 const ZONE_LINK: &str = "eth0";
 /// Index of the loopback link, the same in every namespace.
 const LOOPBACK_INDEX: u32 = 1;
+/// How the name of a zone's link on the host begins; the packet rules know the links by it.
+pub(crate) const LINK_PREFIX: &str = "mz-";
+/// The index of a zone's link on the host is its address's last 30 bits and this one, so that a request
+/// may name the link before the kernel has made it. Other links have small numbers.
+const ZONE_INDEX: u32 = 1 << 30;
 /// The first word of the alias of a zone's link on the host.
 const ALIAS: &str = "monobloc-zone";
 /// Kind of the bridge's link.
@@ -34,7 +44,7 @@ const ID_LENGTH: usize = 128;
 /// `IFNAMSIZ` without the zero byte at the end.
 const LINK_NAME_LENGTH: usize = 15;
 
-/// A bridge of the host with its address, NAT to the other links, and the zones on it.
+/// A gateway's address on the host, NAT to the other links, and the zones behind it.
 ///
 /// All methods may be called from any thread of the namespace it was opened in. A zone id is the
 /// container's id.
@@ -42,8 +52,6 @@ const LINK_NAME_LENGTH: usize = 15;
 pub struct Network {
     name: String,
     gateway: Cidr,
-    /// Index of the bridge's link.
-    bridge: u32,
     state: Mutex<State>,
 }
 
@@ -83,13 +91,14 @@ impl Network {
             return Err(Error::Subnet(gateway));
         }
         let mut links = Connection::open(Family::Route)?;
-        let bridge = find_or_make_bridge(&mut links, name, gateway)?;
+        find_or_make_bridge(&mut links, name, gateway)?;
         forward_packets(name)?;
-        let mut zones = find_zones(&mut links, bridge, gateway)?;
+        allow_many_neighbours()?;
+        let mut zones = find_zones(&mut links, gateway)?;
         let mut firewall = Firewall::open()?;
         let published = firewall.published()?;
         let kept = assign_ports(&mut zones, &published);
-        firewall.install(name, gateway, &kept)?;
+        firewall.install(gateway, &kept)?;
         let last = zones
             .values()
             .map(|zone| zone.endpoint.address)
@@ -98,7 +107,6 @@ impl Network {
         Ok(Network {
             name: name.to_owned(),
             gateway,
-            bridge,
             state: Mutex::new(State {
                 links,
                 firewall,
@@ -134,7 +142,7 @@ impl Network {
                 endpoint: endpoint.clone(),
                 ports: Vec::new(),
             };
-            state.make_link(self.bridge, zone_id, &endpoint, netns)?;
+            state.make_link(zone_id, &endpoint, netns)?;
             state.zones.insert(zone_id.to_owned(), zone);
             endpoint
         };
@@ -153,6 +161,16 @@ impl Network {
     /// or whose namespace is gone, is no error.
     pub fn detach(&self, zone_id: &str) -> Result<()> {
         self.state().detach(zone_id)
+    }
+
+    /// As [`detach`](Self::detach), of a zone whose last process has ended: its link falls with its
+    /// namespace. The kernel takes many of these away at once in little more time than one, while each
+    /// link that it is asked to remove takes a turn of its own.
+    pub fn ended(&self, zone_id: &str) -> Result<()> {
+        let mut state = self.state();
+        state.unpublish(zone_id)?;
+        state.zones.remove(zone_id);
+        Ok(())
     }
 
     /// Publishes ports of an attached zone in addition to those it has; all or none.
@@ -269,50 +287,35 @@ impl Network {
 }
 
 impl State {
-    /// Makes the zone's link, in one request to the kernel.
-    fn make_link(
-        &mut self,
-        bridge: u32,
-        zone_id: &str,
-        endpoint: &Endpoint,
-        netns: BorrowedFd<'_>,
-    ) -> Result<()> {
-        let name = endpoint.host_link.as_str();
-        let near = VethEnd {
-            name,
-            mac: None,
-            namespace: None,
-            master: Some(bridge),
-        };
-        let far = VethEnd {
-            name: ZONE_LINK,
-            mac: Some(endpoint.mac),
-            namespace: Some(netns),
-            master: None,
-        };
-        let alias = format!("{ALIAS} {zone_id} {}", endpoint.address);
-        let mut batch = Batch::new();
-        rtnl::new_veth(&mut batch, near, far);
-        let change = Change {
-            alias: Some(&alias),
-            ..Change::default()
-        };
-        rtnl::set_link(&mut batch, Which::Name(name), change);
-        self.links.run(batch).map(drop).map_err(|failure| {
+    /// Makes the zone's link and the route to it, in one request to the kernel.
+    fn make_link(&mut self, zone_id: &str, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Result<()> {
+        let index = link_index(endpoint.address);
+        let mut made = self.links.run(link_request(zone_id, endpoint, netns));
+        if made
+            .as_ref()
+            .is_err_and(|f| matches!(f.errno(), Some(Errno::EXIST | Errno::BUSY)))
+        {
+            // The link of an earlier life, whose namespace the kernel has not taken away yet.
+            self.delete_link(Which::Name(&endpoint.host_link))?;
+            self.delete_link(Which::Index(index))?;
+            made = self.links.run(link_request(zone_id, endpoint, netns));
+        }
+        made.map(drop).map_err(|failure| {
             if failure.index > 0 {
-                let _ = self.delete_link(name);
+                let _ = self.delete_link(Which::Index(index));
             }
             failure.to(format!("make the network link of the container {zone_id}"))
         })
     }
 
-    fn delete_link(&mut self, name: &str) -> Result<()> {
+    /// One that is not there is no error.
+    fn delete_link(&mut self, which: Which<'_>) -> Result<()> {
         let mut batch = Batch::new();
-        rtnl::delete_link(&mut batch, Which::Name(name));
+        rtnl::delete_link(&mut batch, which);
         match self.links.run(batch) {
             Ok(_) => Ok(()),
             Err(f) if f.errno() == Some(Errno::NODEV) => Ok(()),
-            Err(f) => Err(f.to(format!("remove the network link {name}"))),
+            Err(f) => Err(f.to(format!("remove the network link {which:?}"))),
         }
     }
 
@@ -320,7 +323,7 @@ impl State {
         self.unpublish(zone_id)?;
         if let Some(zone) = self.zones.get(zone_id) {
             let link = zone.endpoint.host_link.clone();
-            self.delete_link(&link)?;
+            self.delete_link(Which::Name(&link))?;
             self.zones.remove(zone_id);
         }
         Ok(())
@@ -363,7 +366,44 @@ impl State {
     }
 }
 
-fn find_or_make_bridge(links: &mut Connection, name: &str, gateway: Cidr) -> Result<u32> {
+/// Two ends of a cable and what the host has to know of its own.
+fn link_request(zone_id: &str, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Batch {
+    let index = link_index(endpoint.address);
+    let near = VethEnd {
+        name: &endpoint.host_link,
+        index,
+        mac: None,
+        namespace: None,
+    };
+    let far = VethEnd {
+        name: ZONE_LINK,
+        index: 0,
+        mac: Some(endpoint.mac),
+        namespace: Some(netns),
+    };
+    let alias = format!("{ALIAS} {zone_id} {}", endpoint.address);
+    let mut batch = Batch::new();
+    rtnl::new_veth(&mut batch, near, far);
+    let change = Change {
+        up: Some(true),
+        alias: Some(&alias),
+        zone: true,
+        ..Change::default()
+    };
+    rtnl::set_link(&mut batch, Which::Index(index), change);
+    let route = Route {
+        source: Some(endpoint.gateway),
+        ..Route::to_neighbour(endpoint.address, index)
+    };
+    rtnl::replace_route(&mut batch, &route);
+    batch
+}
+
+fn link_index(address: Ipv4Addr) -> u32 {
+    ZONE_INDEX | (address.to_bits() & (ZONE_INDEX - 1))
+}
+
+fn find_or_make_bridge(links: &mut Connection, name: &str, gateway: Cidr) -> Result<()> {
     let action = || format!("make the bridge {name}");
     let bridge = match get_link(links, name) {
         Ok(Some(link)) => link,
@@ -389,8 +429,7 @@ fn find_or_make_bridge(links: &mut Connection, name: &str, gateway: Cidr) -> Res
     };
     rtnl::set_link(&mut batch, Which::Index(bridge.index), up);
     rtnl::replace_address(&mut batch, bridge.index, gateway, None);
-    links.run(batch).map_err(|f| f.to(action()))?;
-    Ok(bridge.index)
+    links.run(batch).map(drop).map_err(|f| f.to(action()))
 }
 
 fn get_link(links: &mut Connection, name: &str) -> Result<Option<Link>> {
@@ -403,8 +442,8 @@ fn get_link(links: &mut Connection, name: &str) -> Result<Option<Link>> {
     }
 }
 
-/// The zones whose links are ports of the bridge.
-fn find_zones(links: &mut Connection, bridge: u32, gateway: Cidr) -> Result<BTreeMap<String, Zone>> {
+/// The zones that have a link to the host and an address of this network.
+fn find_zones(links: &mut Connection, gateway: Cidr) -> Result<BTreeMap<String, Zone>> {
     let replies = links
         .dump(rtnl::LIST_LINKS, rtnl::list_links)
         .map_err(|f| f.to("list the network links"))?;
@@ -415,6 +454,9 @@ fn find_zones(links: &mut Connection, bridge: u32, gateway: Cidr) -> Result<BTre
             return None;
         };
         let address: Ipv4Addr = address.parse().ok()?;
+        if !gateway.contains(address) || link.index != link_index(address) {
+            return None;
+        }
         let endpoint = Endpoint {
             address,
             prefix: gateway.prefix,
@@ -431,7 +473,7 @@ fn find_zones(links: &mut Connection, bridge: u32, gateway: Cidr) -> Result<BTre
     Ok(replies
         .iter()
         .filter_map(rtnl::link)
-        .filter(|link| link.master == Some(bridge))
+        .filter(|link| link.name.starts_with(LINK_PREFIX))
         .filter_map(zone)
         .collect())
 }
@@ -488,33 +530,51 @@ fn configure_zone(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result<()> {
         .ok_or_else(|| Error::NoSuchLink(ZONE_LINK.to_owned()))?;
     let mut batch = Batch::new();
     let address = Cidr::new(endpoint.address, endpoint.prefix);
-    rtnl::replace_address(&mut batch, link.index, address, None);
+    rtnl::replace_lone_address(&mut batch, link.index, address);
+    rtnl::replace_route(&mut batch, &Route::to_neighbour(endpoint.gateway, link.index));
     rtnl::replace_route(&mut batch, &Route::default_by(endpoint.gateway, link.index));
     links.run(batch).map_err(|f| f.to(action))?;
     Ok(())
 }
 
-/// Lets the host forward packets, and use the zones' published ports by its loopback addresses
-/// (the packet rules keep those from everyone else).
+fn set(path: &str, value: &str) -> Result<()> {
+    fs::write(path, value).map_err(|source| Error::Io {
+        action: format!("set {path} to {value}"),
+        source,
+    })
+}
+
+/// One that the kernel does not have, or not in this namespace, is no error.
+fn set_if_there(path: &str, value: &str) -> Result<()> {
+    match set(path, value) {
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// The table of the neighbours' hardware addresses is one for all namespaces (arp(7)), and full with
+/// 1,024 of them unless told otherwise: one for a zone and one for its gateway.
+fn allow_many_neighbours() -> Result<()> {
+    for (threshold, entries) in [
+        ("gc_thresh3", "65536"),
+        ("gc_thresh2", "32768"),
+        ("gc_thresh1", "16384"),
+    ] {
+        set_if_there(&format!("/proc/sys/net/ipv4/neigh/default/{threshold}"), entries)?;
+    }
+    Ok(())
+}
+
+/// Lets the host forward packets.
 fn forward_packets(bridge: &str) -> Result<()> {
-    let set = |path: &str, value: &str| {
-        fs::write(path, value).map_err(|source| Error::Io {
-            action: format!("set {path} to {value}"),
-            source,
-        })
-    };
     set("/proc/sys/net/ipv4/ip_forward", "1")?;
-    set(&format!("/proc/sys/net/ipv4/conf/{bridge}/route_localnet"), "1")?;
     // A zone that asks a neighbour by a published port must keep asking the host, so the host
     // must not tell it of a shorter way.
     set("/proc/sys/net/ipv4/conf/all/send_redirects", "0")?;
     set(&format!("/proc/sys/net/ipv4/conf/{bridge}/send_redirects"), "0")?;
     // Where the module br_netfilter is loaded, packets between ports of a bridge would pass
     // through the rules for routed packets, and be changed before they are routed.
-    match set("/proc/sys/net/bridge/bridge-nf-call-iptables", "0") {
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
+    set_if_there("/proc/sys/net/bridge/bridge-nf-call-iptables", "0")
 }
 
 fn publications(zone: Ipv4Addr, ports: &[BoundPort]) -> Vec<Publication> {
@@ -530,12 +590,12 @@ fn host_link(zone_id: &str) -> String {
     const DIGITS: usize = 12;
     let head: Option<&str> = zone_id.get(..DIGITS);
     match head.filter(|head| head.bytes().all(|b| b.is_ascii_hexdigit())) {
-        Some(head) => format!("mz-{head}"),
+        Some(head) => format!("{LINK_PREFIX}{head}"),
         None => {
             let hash = zone_id.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
                 (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
             });
-            format!("mz-{:012x}", hash >> 16)
+            format!("{LINK_PREFIX}{:012x}", hash >> 16)
         }
     }
 }

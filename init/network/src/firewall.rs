@@ -1,32 +1,32 @@
 //! The packet rules: table `monobloc` of the IPv4 family.
 //!
-//! In nft(8)'s words (with the bridge `mono0` and its subnet):
+//! In nft(8)'s words (the zones' links are `mz-…`):
 //!
 //! ```text
 //! map published_at { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service }
 //! map published    { type inet_proto . inet_service : ipv4_addr . inet_service }
 //! chain guard       { type filter hook prerouting priority raw; policy accept;
 //!     iifname != "lo" ip daddr 127.0.0.0/8 drop
-//!     iifname "mono0" ip saddr != 172.17.0.0/16 drop }
+//!     iifname "mz-*" ip saddr != 172.17.0.0/16 drop }
 //! chain prerouting  { type nat hook prerouting priority dstnat; policy accept;
 //!     fib daddr type local dnat to ip daddr . meta l4proto . th dport map @published_at
 //!     fib daddr type local dnat to meta l4proto . th dport map @published }
 //! chain output      { type nat hook output priority dstnat; policy accept; (the same two) }
 //! chain forward     { type filter hook forward priority filter; policy drop;
 //!     ct state established,related accept
-//!     iifname "mono0" accept
-//!     oifname "mono0" ct status dnat accept }
+//!     iifname "mz-*" accept
+//!     oifname "mz-*" ct status dnat accept }
 //! chain postrouting { type nat hook postrouting priority srcnat; policy accept;
-//!     ip saddr 172.17.0.0/16 oifname != "mono0" masquerade
-//!     ip saddr 127.0.0.0/8 oifname "mono0" masquerade
-//!     ip saddr 172.17.0.0/16 oifname "mono0" ct status dnat masquerade }
+//!     ip saddr 172.17.0.0/16 oifname != "mz-*" masquerade
+//!     ip saddr 127.0.0.0/8 oifname "mz-*" masquerade
+//!     ip saddr 172.17.0.0/16 oifname "mz-*" ct status dnat masquerade }
 //! ```
 //!
 //! The rules stay as they are while ports come and go: a published port is an element of a map, so
 //! publishing costs the same with one port and with ten thousand. The second and third rule of
-//! `postrouting` let the host itself (by 127.0.0.1) and the zones of the same bridge (hairpin) use
+//! `postrouting` let the host itself (by 127.0.0.1) and the zone itself (hairpin) use
 //! published ports: the zone's answer has to come back the way the question went. A packet to
-//! 127.0.0.1 may leave the host's own loopback for that (`route_localnet` of the bridge), which
+//! 127.0.0.1 may leave the host's own loopback for that (`route_localnet` of the zones' links), which
 //! is why `guard` drops what comes in from elsewhere with such a destination.
 
 use std::net::Ipv4Addr;
@@ -34,6 +34,7 @@ use std::net::Ipv4Addr;
 use rustix::io::Errno;
 use sys::netlink::Family;
 
+use crate::bridge::LINK_PREFIX;
 use crate::netlink::Connection;
 use crate::nft::expression::{Base, Expression, Meta, Operator, Register, Tracked, Verdict};
 use crate::nft::{self, Chain, Element, Hook, Kind, Map, PART, Transaction};
@@ -120,12 +121,12 @@ impl Firewall {
     }
 
     /// Puts the table in place of the one that stands, without a moment between the two.
-    pub(crate) fn install(&mut self, bridge: &str, subnet: Cidr, published: &[Publication]) -> Result<()> {
+    pub(crate) fn install(&mut self, subnet: Cidr, published: &[Publication]) -> Result<()> {
         let mut transaction = Transaction::new(TABLE);
         transaction.recreate_table();
         transaction.add_map(&PUBLISHED);
         transaction.add_map(&PUBLISHED_AT);
-        for chain in chains(bridge, subnet.network()) {
+        for chain in chains(subnet.network()) {
             transaction.add_chain(&chain);
         }
         add(&mut transaction, published);
@@ -228,10 +229,10 @@ const R0: Register = Register(0);
 const R1: Register = Register(1);
 const R2: Register = Register(2);
 
-fn chains(bridge: &str, subnet: Cidr) -> Vec<Chain> {
-    let from = |name| interface(Meta::InputName, Operator::Equal, name);
-    let to = |name| interface(Meta::OutputName, Operator::Equal, name);
-    let not_to = |name| interface(Meta::OutputName, Operator::NotEqual, name);
+fn chains(subnet: Cidr) -> Vec<Chain> {
+    let from_zone = || interface(Meta::InputName, Operator::Equal, Name::Beginning(LINK_PREFIX));
+    let to_zone = || interface(Meta::OutputName, Operator::Equal, Name::Beginning(LINK_PREFIX));
+    let not_to_zone = || interface(Meta::OutputName, Operator::NotEqual, Name::Beginning(LINK_PREFIX));
     let accept = || vec![Expression::Verdict(Verdict::Accept)];
     let drop = || vec![Expression::Verdict(Verdict::Drop)];
     let masquerade = || vec![Expression::Masquerade];
@@ -252,12 +253,12 @@ fn chains(bridge: &str, subnet: Cidr) -> Vec<Chain> {
             Verdict::Accept,
             vec![
                 [
-                    interface(Meta::InputName, Operator::NotEqual, "lo"),
+                    interface(Meta::InputName, Operator::NotEqual, Name::Whole("lo")),
                     address(DESTINATION, Operator::Equal, LOOPBACK),
                     drop(),
                 ]
                 .concat(),
-                [from(bridge), address(SOURCE, Operator::NotEqual, subnet), drop()].concat(),
+                [from_zone(), address(SOURCE, Operator::NotEqual, subnet), drop()].concat(),
             ],
         ),
         chain(
@@ -284,8 +285,8 @@ fn chains(bridge: &str, subnet: Cidr) -> Vec<Chain> {
             Verdict::Drop,
             vec![
                 [tracked(Tracked::State, STATE_ESTABLISHED_RELATED), accept()].concat(),
-                [from(bridge), accept()].concat(),
-                [to(bridge), tracked(Tracked::Status, STATUS_DNAT), accept()].concat(),
+                [from_zone(), accept()].concat(),
+                [to_zone(), tracked(Tracked::Status, STATUS_DNAT), accept()].concat(),
             ],
         ),
         chain(
@@ -297,19 +298,19 @@ fn chains(bridge: &str, subnet: Cidr) -> Vec<Chain> {
             vec![
                 [
                     address(SOURCE, Operator::Equal, subnet),
-                    not_to(bridge),
+                    not_to_zone(),
                     masquerade(),
                 ]
                 .concat(),
                 [
                     address(SOURCE, Operator::Equal, LOOPBACK),
-                    to(bridge),
+                    to_zone(),
                     masquerade(),
                 ]
                 .concat(),
                 [
                     address(SOURCE, Operator::Equal, subnet),
-                    to(bridge),
+                    to_zone(),
                     tracked(Tracked::Status, STATUS_DNAT),
                     masquerade(),
                 ]
@@ -370,13 +371,26 @@ fn redirections() -> Vec<Vec<Expression>> {
     ]
 }
 
-fn interface(which: Meta, operator: Operator, name: &str) -> Vec<Expression> {
-    // IFNAMSIZ
-    let mut padded = name.as_bytes().to_vec();
-    padded.resize(16, 0);
+/// A link's name, or how it begins.
+enum Name {
+    Whole(&'static str),
+    Beginning(&'static str),
+}
+
+fn interface(which: Meta, operator: Operator, name: Name) -> Vec<Expression> {
+    let compared = match name {
+        Name::Whole(name) => {
+            // IFNAMSIZ
+            let mut padded = name.as_bytes().to_vec();
+            padded.resize(16, 0);
+            padded
+        }
+        // As many bytes are compared as are given.
+        Name::Beginning(name) => name.as_bytes().to_vec(),
+    };
     vec![
         Expression::Meta(which, R0),
-        Expression::Compare(R0, operator, padded),
+        Expression::Compare(R0, operator, compared),
     ]
 }
 

@@ -66,11 +66,20 @@ pub struct Route {
 }
 
 impl Route {
-    /// A default route by a gateway that is in one of the link's subnets.
+    /// A default route by a gateway that another route of the link leads to.
     pub fn default_by(gateway: Ipv4Addr, link: u32) -> Self {
         Self {
             destination: Cidr::new(Ipv4Addr::UNSPECIFIED, 0),
             gateway: Some(gateway),
+            ..Self::to_neighbour(gateway, link)
+        }
+    }
+
+    /// The route to one address that is at the other end of the link.
+    pub fn to_neighbour(address: Ipv4Addr, link: u32) -> Self {
+        Self {
+            destination: Cidr::new(address, 32),
+            gateway: None,
             link,
             source: None,
             metric: 0,

@@ -25,6 +25,7 @@ pub(crate) const GROUP_LINK: u32 = 1;
 
 const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
+const AF_INET6: u16 = 10;
 
 /// Length of `ifinfomsg`.
 const IFINFO: usize = 16;
@@ -45,10 +46,20 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
+const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 /// Leave the counters out of the answers.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
+
+/// Within `IFLA_AF_SPEC`'s part of IPv4: settings by their numbers in `linux/ip.h`.
+const IFLA_INET_CONF: u16 = 1;
+const IPV4_DEVCONF_SEND_REDIRECTS: u16 = 6;
+const IPV4_DEVCONF_RP_FILTER: u16 = 8;
+const IPV4_DEVCONF_ROUTE_LOCALNET: u16 = 26;
+/// Within its part of IPv6: no address is made up for the link.
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -58,6 +69,9 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
 const IFA_CACHEINFO: u16 = 6;
+const IFA_FLAGS: u16 = 8;
+/// The address says nothing of what is on the link.
+const IFA_F_NOPREFIXROUTE: u32 = 0x200;
 const LIFETIME_INFINITE: u32 = u32::MAX;
 
 const RTA_DST: u16 = 1;
@@ -87,6 +101,8 @@ pub(crate) struct Change<'a> {
     pub(crate) up: Option<bool>,
     pub(crate) mtu: Option<u32>,
     pub(crate) alias: Option<&'a str>,
+    /// What comes by it is taken for a zone's, see [`guard_against_zone`].
+    pub(crate) zone: bool,
 }
 
 pub(crate) fn new_bridge(batch: &mut Batch, name: &str, mac: Mac) {
@@ -104,24 +120,21 @@ pub(crate) fn new_bridge(batch: &mut Batch, name: &str, mac: Mac) {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct VethEnd<'a> {
     pub(crate) name: &'a str,
+    /// 0: the kernel chooses.
+    pub(crate) index: u32,
     pub(crate) mac: Option<Mac>,
     /// Namespace that the end is born in; none: the socket's.
     pub(crate) namespace: Option<BorrowedFd<'a>>,
-    /// Bridge that the end is a port of.
-    pub(crate) master: Option<u32>,
 }
 
 /// Makes a veth pair with the near end up. The far one cannot be born up: the kernel makes it
 /// before it has anything to be connected to.
 pub(crate) fn new_veth(batch: &mut Batch, near: VethEnd<'_>, far: VethEnd<'_>) {
     let end = |body: &mut Body<'_>, flags: u32, end: VethEnd<'_>| {
-        ifinfo(body, 0, flags, flags);
+        ifinfo(body, end.index, flags, flags);
         body.text(IFLA_IFNAME, end.name);
         if let Some(mac) = end.mac {
             body.bytes(IFLA_ADDRESS, &mac.0);
-        }
-        if let Some(master) = end.master {
-            body.u32(IFLA_MASTER, master);
         }
         if let Some(namespace) = end.namespace {
             body.u32(IFLA_NET_NS_FD, namespace.as_raw_fd().cast_unsigned());
@@ -149,6 +162,27 @@ pub(crate) fn set_link(batch: &mut Batch, which: Which<'_>, change: Change<'_>) 
         if let Some(alias) = change.alias {
             body.bytes(IFLA_IFALIAS, alias.as_bytes());
         }
+        if change.zone {
+            guard_against_zone(body);
+        }
+    });
+}
+
+/// What the host's end of a zone's link is like: only packets that the routes would answer by it come
+/// in (`rp_filter`), so that a zone has no address but its own; the zone is told of no shorter way; the
+/// host itself reaches the zone's published ports by its loopback addresses. And there is no IPv6.
+fn guard_against_zone(body: &mut Body<'_>) {
+    body.nest(IFLA_AF_SPEC, |families| {
+        families.nest(AF_INET.into(), |family| {
+            family.nest(IFLA_INET_CONF, |settings| {
+                settings.u32(IPV4_DEVCONF_SEND_REDIRECTS, 0);
+                settings.u32(IPV4_DEVCONF_RP_FILTER, 1);
+                settings.u32(IPV4_DEVCONF_ROUTE_LOCALNET, 1);
+            });
+        });
+        families.nest(AF_INET6, |family| {
+            family.bytes(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+        });
     });
 }
 
@@ -184,12 +218,7 @@ pub(crate) fn list_routes(body: &mut Body<'_>) {
 /// Gives a link an address, or an address it has a new lifetime.
 pub(crate) fn replace_address(batch: &mut Batch, link: u32, address: Cidr, lifetime: Option<Duration>) {
     batch.push(RTM_NEWADDR, flag::CREATE | flag::REPLACE, |body| {
-        ifaddr(body, link, address);
-        body.bytes(IFA_LOCAL, &address.address.octets());
-        body.bytes(IFA_ADDRESS, &address.address.octets());
-        if address.prefix < 31 {
-            body.bytes(IFA_BROADCAST, &address.broadcast().octets());
-        }
+        write_address(body, link, address);
         if let Some(lifetime) = lifetime {
             let seconds = u32::try_from(lifetime.as_secs())
                 .unwrap_or(LIFETIME_INFINITE)
@@ -200,6 +229,23 @@ pub(crate) fn replace_address(batch: &mut Batch, link: u32, address: Cidr, lifet
             body.bytes(IFA_CACHEINFO, &info);
         }
     });
+}
+
+/// Gives a link an address that does not say that the rest of its network is on the link.
+pub(crate) fn replace_lone_address(batch: &mut Batch, link: u32, address: Cidr) {
+    batch.push(RTM_NEWADDR, flag::CREATE | flag::REPLACE, |body| {
+        write_address(body, link, address);
+        body.u32(IFA_FLAGS, IFA_F_NOPREFIXROUTE);
+    });
+}
+
+fn write_address(body: &mut Body<'_>, link: u32, address: Cidr) {
+    ifaddr(body, link, address);
+    body.bytes(IFA_LOCAL, &address.address.octets());
+    body.bytes(IFA_ADDRESS, &address.address.octets());
+    if address.prefix < 31 {
+        body.bytes(IFA_BROADCAST, &address.broadcast().octets());
+    }
 }
 
 pub(crate) fn delete_address(batch: &mut Batch, link: u32, address: Cidr) {

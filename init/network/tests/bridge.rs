@@ -11,6 +11,7 @@ use std::time::Duration;
 use common::Namespace;
 use network::links::Links;
 use network::{Cidr, Endpoint, Error, Network, Port, Protocol};
+use serde_json::Value;
 
 const GATEWAY: Cidr = Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16);
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
@@ -117,7 +118,10 @@ fn a_zone_gets_a_link_an_address_a_route_and_loopback() {
     assert_eq!(routes[0]["gateway"], "172.17.0.1");
 
     let host = site.host.ip(&["link", "show", &endpoint.host_link]);
-    assert_eq!(host[0]["master"], "mono0");
+    assert_eq!(host[0]["master"], Value::Null);
+    let route = site.host.ip(&["route", "get", &endpoint.address.to_string()]);
+    assert_eq!(route[0]["dev"], endpoint.host_link);
+    assert_eq!(route[0]["prefsrc"], "172.17.0.1");
     let ports = site.host.run(|| Links::open().unwrap().list()).unwrap();
     let port = ports.iter().find(|l| l.name == endpoint.host_link).unwrap();
     assert_eq!(port.kind.as_deref(), Some("veth"));
@@ -137,15 +141,15 @@ fn nft_shows_the_rules_as_they_are_meant() {
     let text = site.host.output("nft", &["list", "ruleset"]);
     for line in [
         "iifname != \"lo\" ip daddr 127.0.0.0/8 drop",
-        "iifname \"mono0\" ip saddr != 172.17.0.0/16 drop",
+        "iifname \"mz-*\" ip saddr != 172.17.0.0/16 drop",
         "fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @published_at",
         "fib daddr type local dnat ip to meta l4proto . th dport map @published",
         "type filter hook forward priority filter; policy drop;",
         "ct state established,related accept",
-        "oifname \"mono0\" ct status dnat accept",
-        "ip saddr 172.17.0.0/16 oifname != \"mono0\" masquerade",
-        "ip saddr 127.0.0.0/8 oifname \"mono0\" masquerade",
-        "ip saddr 172.17.0.0/16 oifname \"mono0\" ct status dnat masquerade",
+        "oifname \"mz-*\" ct status dnat accept",
+        "ip saddr 172.17.0.0/16 oifname != \"mz-*\" masquerade",
+        "ip saddr 127.0.0.0/8 oifname \"mz-*\" masquerade",
+        "ip saddr 172.17.0.0/16 oifname \"mz-*\" ct status dnat masquerade",
         &format!("tcp . 8080 : {} . 80", endpoint.address),
         &format!("192.0.2.1 . udp . 5353 : {} . 53", endpoint.address),
     ] {
@@ -335,6 +339,53 @@ fn a_zone_cannot_reach_the_hosts_loopback_or_send_with_a_foreign_address() {
     );
     own.send_to(b"foul", (Ipv4Addr::LOCALHOST, 7)).unwrap();
     assert!(host.recv_from(&mut buffer).is_err());
+}
+
+#[test]
+fn a_zone_cannot_speak_with_a_neighbours_address() {
+    let site = Site::new();
+    let (_neighbour, theirs) = site.zone("neighbour");
+    let (zone, own) = site.zone("evil");
+    let host = site
+        .host
+        .run(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7)))
+        .unwrap();
+    zone.output(
+        "ip",
+        &["addr", "add", &format!("{}/32", theirs.address), "dev", "eth0"],
+    );
+    let mut buffer = [0; 16];
+    // The good case comes second, and alone arrives.
+    for (address, word) in [(theirs.address, b"foul"), (own.address, b"fair")] {
+        let socket = zone.run(|| UdpSocket::bind((address, 0))).unwrap();
+        socket.send_to(word, (GATEWAY.address, 7)).unwrap();
+    }
+    host.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (length, from) = host.recv_from(&mut buffer).unwrap();
+    assert_eq!((&buffer[..length], from.ip()), (&b"fair"[..], own.address.into()));
+}
+
+#[test]
+fn a_zone_that_has_ended_leaves_its_link_to_its_namespace_and_its_address_to_others() {
+    let site = Site::new();
+    let (first, endpoint) = site.zone("first");
+    site.network.ended("first").unwrap();
+    assert!(site.network.endpoints().is_empty());
+    // The namespace is still there, so is the link; another zone with the same address takes its place.
+    let second = Namespace::new();
+    let taken = site.network.attach("second", second.fd(), Some(endpoint.address));
+    assert_eq!(taken.unwrap().address, endpoint.address);
+    let server = serve_tcp(&second, 80);
+    ask_tcp(&site.host, (endpoint.address, 80), PATIENCE).unwrap();
+    server.join().unwrap();
+    let links = first.ip(&["link"]);
+    assert!(
+        links
+            .as_array()
+            .unwrap()
+            .iter()
+            .all(|link| link["ifname"] != "eth0")
+    );
 }
 
 #[test]

@@ -363,8 +363,8 @@ async fn disconnect(engine: &Arc<Engine>, id: &str) {
         return;
     };
     let owned = id.to_owned();
-    let detached = blocking(move || network.detach(&owned)).await;
-    report(id, "take it off the network", detached);
+    let left = blocking(move || network.ended(&owned)).await;
+    report(id, "take it off the network", left);
 }
 
 /// Takes a process that runs, just started or found: its output, its end.
