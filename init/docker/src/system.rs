@@ -58,16 +58,30 @@ pub(crate) fn version(engine: &Engine) -> Result<Response> {
 /// `MemTotal` and `MemAvailable`, in bytes.
 fn memory() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let fields: HashMap<&str, u64> = text
-        .lines()
-        .filter_map(|line| {
-            let (name, rest) = line.split_once(':')?;
-            let kibibytes: u64 = rest.split_whitespace().next()?.parse().ok()?;
-            Some((name, kibibytes * 1024))
-        })
-        .collect();
-    let get = |name| fields.get(name).copied().unwrap_or(0);
-    (get("MemTotal"), get("MemAvailable"))
+    (field(&text, "MemTotal"), field(&text, "MemAvailable"))
+}
+
+/// What the kernel has for itself: objects, stacks, page tables, what each CPU has of its own. Bytes.
+fn kernel_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    ["Slab", "KernelStack", "PageTables", "Percpu"]
+        .into_iter()
+        .map(|name| field(&text, name))
+        .sum()
+}
+
+/// What a process has in memory that is no file's, in bytes.
+fn own_memory(process: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    field(&text, "RssAnon")
+}
+
+/// A line `NAME: NUMBER kB`, as in proc_meminfo(5), in bytes.
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
 }
 
 /// Containers by whether they run: running, stopped.
@@ -142,7 +156,8 @@ pub(crate) async fn status(engine: &Arc<Engine>) -> Result<Response> {
     ok(&json!({
         "name": engine.config.name, "version": engine.config.version, "kernel": kernel(),
         "uptime_seconds": uptime, "supervisor_seconds": engine.started.elapsed().as_secs_f64(),
-        "memory_total": total, "memory_available": available,
+        "memory_total": total, "memory_available": available, "memory_kernel": kernel_memory(),
+        "memory_supervisor": own_memory("self"), "memory_process_1": own_memory("1"),
         "pool": (engine.config.pool_kind)(), "pool_open": engine.store_now().is_some(),
         "pool_total": usage.map(|usage| usage.total), "pool_free": usage.map(|usage| usage.free),
         "network_open": engine.network_now().is_some(),
