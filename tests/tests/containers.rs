@@ -403,7 +403,7 @@ fn what_is_not_supported_is_refused_by_name_and_never_ignored() {
 
 #[test]
 fn what_is_not_there_answers_with_a_sentence() {
-    for line in ["volume ls", "swarm init", "plugin ls"] {
+    for line in ["swarm init", "plugin ls"] {
         let refusal = docker().fails(line);
         assert!(refusal.trim().len() > 30, "`docker {line}` says: {refusal}");
     }

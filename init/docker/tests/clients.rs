@@ -375,8 +375,8 @@ fn what_is_not_there_answers_with_a_sentence() {
         for (args, sentence) in [
             (&["pause", &id][..], "does not pause containers yet"),
             (
-                &["volume", "ls"][..],
-                "does not have the endpoint GET /volumes yet",
+                &["plugin", "ls"][..],
+                "does not have the endpoint GET /plugins yet",
             ),
             (
                 &["inspect", "--type", "container", "nobody"][..],

@@ -153,6 +153,11 @@ fn mode(text: &str) -> Result<Mode> {
     Ok(mode)
 }
 
+/// Not 404, as for a volume alone: docker's command would take the image for what is missing.
+pub(super) fn driver(name: &str) -> Result<()> {
+    volumes::check_driver(name).map_err(|error| ApiError::bad_request(error.message))
+}
+
 /// Whether a mode names a label of a security module that this kernel does not run.
 pub(crate) fn has_label(mode: &str) -> bool {
     mode.split(',').any(|word| matches!(word, "z" | "Z"))
@@ -193,7 +198,7 @@ pub(crate) fn bind(raw: &str, volume_driver: &str) -> Result<Wish> {
         if propagation.is_some() {
             return Err(ApiError::bad_request(format!("invalid mode: {text}")));
         }
-        volumes::check_driver(volume_driver)?;
+        driver(volume_driver)?;
         if !from.is_empty() {
             volumes::check_name(from)?;
         }
@@ -331,9 +336,9 @@ fn volume_kind(
     if !anonymous {
         volumes::check_name(&request.source)?;
     }
-    if let Some(driver) = &options.driver_config {
-        volumes::check_driver(&driver.name)?;
-        volumes::check_options(&request.source, &driver.options)?;
+    if let Some(config) = &options.driver_config {
+        driver(&config.name)?;
+        volumes::check_options(&request.source, &config.options)?;
     }
     if anonymous && request.read_only {
         return Err(wrong(

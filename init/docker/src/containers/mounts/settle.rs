@@ -33,7 +33,7 @@ pub(crate) fn check(wanted: &Wanted) -> Result<()> {
         tmpfs_at(at)?;
         tmpfs::parse(at, options)?;
     }
-    volumes::check_driver(&wanted.host.volume_driver)
+    parse::driver(&wanted.host.volume_driver)
 }
 
 /// What was asked for and does nothing here.
@@ -138,7 +138,11 @@ async fn from_others(engine: &Arc<Engine>, host: &HostConfig) -> Result<Vec<Wish
     let mut wishes: Vec<Wish> = Vec::new();
     for raw in host.volumes_from.iter().flatten() {
         let (container, read_only, _) = parse::volumes_from(raw)?;
-        let other = engine.containers().await?.find(container)?.record();
+        // Not 404: docker's command would take the image for what is missing.
+        let other = engine.containers().await?.find(container);
+        let other = other
+            .map_err(|error| ApiError::bad_request(error.message))?
+            .record();
         for mut point in other.mounts {
             point.read_only |= read_only;
             if let Kind::Volume(volume) = &mut point.kind {
