@@ -126,8 +126,8 @@ fn volumes_are_made_listed_looked_at_and_pruned() {
                 "plugin \"nfs\" not found",
             ),
             (
-                &["volume", "create", "-o", "type=nfs", "nn"],
-                "does not do the option",
+                &["volume", "create", "-o", "type=nfs", "-o", "device=:/x", "nn"],
+                "does not mount volumes of the type",
             ),
             (
                 &["volume", "create", "-o", "odd=1", "nn"],
@@ -335,5 +335,63 @@ fn a_device_of_the_machine_is_there_with_its_owner() {
         );
         let file = complaint(machine, "--device /etc/passwd:/dev/x");
         assert!(file.contains("not a device node"), "{file}");
+    });
+}
+
+#[test]
+fn a_volume_can_be_in_memory_or_in_the_nodes_tree() {
+    with_machine(|machine| {
+        let memory = [
+            "volume",
+            "create",
+            "-o",
+            "type=tmpfs",
+            "-o",
+            "device=tmpfs",
+            "-o",
+            "o=size=64k,uid=33",
+            "memory",
+        ];
+        machine.out(&memory);
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "one",
+            "-v",
+            "memory:/m",
+            "busybox",
+            "sleep",
+            "1000",
+        ]);
+        machine.out(&["exec", "one", "sh", "-c", "echo x > /m/a"]);
+        let look = "busybox stat -c %u /m; cat /m/a 2>/dev/null || echo gone; busybox grep -c 'size=64k' /proc/self/mountinfo";
+        assert_eq!(sh(machine, "-v memory:/m", look), "33\nx\n1");
+        machine.out(&["rm", "-f", "one"]);
+        assert_eq!(sh(machine, "-v memory:/m", look), "33\ngone\n1");
+        machine.out(&["volume", "rm", "memory"]);
+        let bound = [
+            "volume",
+            "create",
+            "-o",
+            "type=none",
+            "-o",
+            "device=/srv/there",
+            "-o",
+            "o=bind",
+            "there",
+        ];
+        machine.out(&bound);
+        let absent = complaint(machine, "-v there:/t");
+        assert!(absent.contains("cannot access path /srv/there"), "{absent}");
+        sh(machine, "-v /srv/there:/x", "echo kept > /x/file");
+        assert_eq!(sh(machine, "-v there:/t", "cat /t/file"), "kept");
+        let options = "{{.Options.device}} {{.Options.o}}";
+        assert_eq!(
+            machine.out(&["volume", "inspect", "-f", options, "there"]),
+            "/srv/there bind"
+        );
+        machine.out(&["volume", "rm", "there"]);
+        assert_eq!(sh(machine, "-v /srv/there:/x", "cat /x/file"), "kept");
     });
 }

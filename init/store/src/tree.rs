@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::PoisonError;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxAttributes, StatxFlags, chmodat,
-    chownat, fstat, mkdirat, mknodat, open, openat, openat2, renameat_with, statx, unlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, chmodat, chownat, fstat, mkdirat,
+    mknodat, open, openat, openat2, renameat_with, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -21,7 +21,7 @@ use crate::error::{During, Error, Result};
 use crate::pool;
 use crate::state::check_name;
 use crate::store::Store;
-use crate::volume::HOST;
+use crate::volume::{HOST, is_mount};
 
 /// What a mount is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,15 @@ pub enum ReadOnly {
     Itself,
     /// With all that is mounted below it.
     Everything,
+}
+
+impl Place<'_> {
+    fn text(&self) -> String {
+        match self {
+            Self::Host(path) => format!("{path} of the node's tree"),
+            Self::Volume { name, .. } => format!("volume {name}"),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -125,32 +134,11 @@ impl Store {
     /// # Errors
     /// [`Error::NoSuchPlace`] where there is nothing, beside what the kernel says.
     pub fn tree(&self, place: Place<'_>, options: TreeOptions, userns: BorrowedFd<'_>) -> Result<Tree> {
-        let (base, path, what) = match place {
-            Place::Host(path) => {
-                if options.propagation != Propagation::Private {
-                    self.share_host()?;
-                }
-                (self.host()?, path, format!("mount {path} of the node's tree"))
-            }
-            Place::Volume { name, path } => {
-                check_name(name)?;
-                let what = format!("mount volume {name}");
-                let volume = openat(self.volumes()?, name, LOOK | OFlags::NOFOLLOW, Mode::empty());
-                (
-                    volume.during(&what)?,
-                    if path.is_empty() { "." } else { path },
-                    what,
-                )
-            }
-        };
-        let found = match openat2(base, path, LOOK, Mode::empty(), WITHIN) {
-            Err(Errno::NOENT | Errno::NOTDIR) => {
-                return Err(Error::NoSuchPlace {
-                    path: path.to_owned(),
-                });
-            }
-            found => found.during(&what)?,
-        };
+        let what = format!("mount {}", place.text());
+        if options.propagation != Propagation::Private {
+            self.share_host()?;
+        }
+        let found = self.open_place(place, LOOK)?;
         let is_file = FileType::from_raw_mode(fstat(&found).during(&what)?.st_mode) != FileType::Directory;
         let mut flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
@@ -181,6 +169,25 @@ impl Store {
             change(&mount, closed, options.read_only == ReadOnly::Everything).during(&what)?;
         }
         Ok(Tree { mount, is_file })
+    }
+
+    /// Opens what is at a place.
+    pub(crate) fn open_place(&self, place: Place<'_>, flags: OFlags) -> Result<OwnedFd> {
+        let what = || format!("open {}", place.text());
+        let (base, path) = match place {
+            Place::Host(path) => (self.host()?, path),
+            Place::Volume { name, path } => {
+                check_name(name)?;
+                let volume = openat(self.volumes()?, name, LOOK | OFlags::NOFOLLOW, Mode::empty());
+                (volume.during(what())?, if path.is_empty() { "." } else { path })
+            }
+        };
+        match openat2(base, path, flags, Mode::empty(), WITHIN) {
+            Err(Errno::NOENT | Errno::NOTDIR) => Err(Error::NoSuchPlace {
+                path: path.to_owned(),
+            }),
+            found => found.during(what()),
+        }
     }
 
     /// A mount of a node of the store's own for a device, which can be opened through it alone. Nodes are
@@ -245,8 +252,7 @@ impl Store {
         let path = self.path().join(HOST);
         let what = || format!("share the mount {}", path.display());
         let _turn = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
-        let stat = statx(CWD, &path, AtFlags::empty(), StatxFlags::empty()).during(what())?;
-        if stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT) {
+        if is_mount(&path).during(what())? {
             return Ok(());
         }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

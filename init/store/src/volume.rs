@@ -9,19 +9,30 @@
 //! flushed.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, openat, openat2, renameat, statat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2,
+    renameat, statat, statx,
+};
 use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen, unmount,
+};
 use sys::btrfs;
+use sys::mounts::{Change, change};
+use sys::program::MountAttributes;
 
 use crate::copy;
 use crate::digest::ImageId;
 use crate::error::{During, Error, Result};
+use crate::pool;
 use crate::state::check_name;
 use crate::store::Store;
+use crate::tree::Place;
 
 /// Folder of the volumes in the pool.
 pub(crate) const VOLUMES: &str = "volumes";
@@ -67,6 +78,7 @@ impl Store {
     pub fn remove_volume(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let what = || format!("remove volume {name}");
+        self.uncover_volume(name)?;
         let volumes = self.volumes()?;
         let removed = match btrfs::destroy_subvolume(&volumes, name) {
             // A zone may make subvolumes of its own; the kernel wants them gone first.
@@ -97,14 +109,14 @@ impl Store {
         usage(&volume, 0).during(what())
     }
 
-    /// Copies the folder `path` of an image into a volume that is still empty, with its owners and
-    /// modes. Nothing is done where the image has no such folder, or the volume holds something.
+    /// Copies the folder `path` of an image into a place that is still empty, with its owners and modes.
+    /// Nothing is done where the image has no such folder, or the place holds something.
     ///
     /// # Errors
-    /// [`Error::NotAFolder`] where the image has a file there, beside what the kernel says.
-    pub fn fill_volume(&self, name: &str, image: &ImageId, path: &str) -> Result<()> {
-        check_name(name)?;
-        let what = || format!("copy {path} of the image into volume {name}");
+    /// [`Error::NotAFolder`] where the image has a file there, [`Error::NoSuchPlace`] where there is no
+    /// such place, beside what the kernel says.
+    pub fn fill(&self, place: Place<'_>, image: &ImageId, path: &str) -> Result<()> {
+        let what = || format!("copy {path} of the image into a volume");
         let layer = {
             let index = self.index();
             let record = index.images.get(image).ok_or_else(|| Error::NoSuchImage {
@@ -128,13 +140,55 @@ impl Store {
         };
         // Two zones that are made at once with one new volume: one of them fills it.
         let _turn = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        let to = openat(self.volumes()?, name, FOLDER, Mode::empty()).during(what())?;
+        let to = self.open_place(place, flags)?;
         if !copy::is_empty(&to).during(what())? {
             return Ok(());
         }
         copy::copy_folder(&from, &to).during(what())?;
         // The zone that is made now is recorded durably, and with it goes that its volume is filled.
         rustix::fs::syncfs(&to).during(what())
+    }
+
+    /// Puts an empty tmpfs over a volume, unless there is one: what zones write goes with it.
+    pub fn cover_volume(
+        &self,
+        name: &str,
+        options: &[(String, String)],
+        attributes: MountAttributes,
+    ) -> Result<()> {
+        check_name(name)?;
+        let what = || format!("mount a tmpfs for volume {name}");
+        let path = self.volume_path(name);
+        let _turn = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_mount(&path).during(what())? {
+            return Ok(());
+        }
+        let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).during(what())?;
+        for (key, value) in options {
+            fsconfig_set_string(context.as_fd(), key.as_str(), value.as_str()).during(what())?;
+        }
+        fsconfig_create(context.as_fd()).during(what())?;
+        let none = MountAttrFlags::empty();
+        let mount = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, none).during(what())?;
+        let wanted = Change {
+            set: attributes,
+            ..Change::default()
+        };
+        change(&mount, wanted, false).during(what())?;
+        pool::attach(mount.as_fd(), &path).during(what())
+    }
+
+    /// Takes the tmpfs away; zones that have it keep it.
+    pub fn uncover_volume(&self, name: &str) -> Result<()> {
+        check_name(name)?;
+        let what = || format!("unmount the tmpfs of volume {name}");
+        let path = self.volume_path(name);
+        let _turn = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
+        match is_mount(&path) {
+            Ok(true) => unmount(&path, UnmountFlags::DETACH).during(what()),
+            Ok(false) | Err(Errno::NOENT) => Ok(()),
+            Err(reason) => Err(Error::io(what(), reason)),
+        }
     }
 
     /// Removes the subvolumes below a folder, the deepest first.
@@ -169,6 +223,12 @@ impl Store {
             .during(format!("open {}", path.display()))?
             .into())
     }
+}
+
+/// Whether something is mounted at a path.
+pub(crate) fn is_mount(path: &Path) -> rustix::io::Result<bool> {
+    let stat = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::empty())?;
+    Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
 }
 
 /// Makes the subvolume that is the node's own tree, where it is missing.

@@ -131,10 +131,10 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
     Ok(container)
 }
 
-fn place(store: &Store, container: &Container, image: &Image) -> Result<(), store::Error> {
+fn place(store: &Store, container: &Container, image: &Image) -> Result<()> {
     store.create_root(&container.id, &image.id)?;
     let filled = mounts::fill(store, &container.record(), &image.id);
-    filled.and_then(|()| container.save(store)).inspect_err(|_| {
+    filled.and_then(|()| Ok(container.save(store)?)).inspect_err(|_| {
         // What is left of it is collected with the store's next opening.
         let _ = store.remove_root(&container.id);
     })

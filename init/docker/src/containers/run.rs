@@ -167,7 +167,9 @@ async fn launch(
             None
         };
         let init = engine.config.zone_init.clone();
+        let mounting = volumes::turn(engine, record).await;
         let (root, zone) = prepare(container, store, record, network.as_deref(), resolved, init).await?;
+        drop(mounting);
         let pending = engine.zones.create(zone, root).await?;
         match connect(&pending, record, network.as_ref()).await {
             Ok(()) => Ok(pending),
@@ -337,6 +339,8 @@ pub(super) async fn fail(
     };
     container.streams.close();
     disconnect(engine, &container.id).await;
+    let released = volumes::release(engine, store, &record).await;
+    report(&container.id, "release its volumes", released);
     let (kept, id) = (store.clone(), container.id.clone());
     let written = blocking(move || save(&kept, &record)).await;
     report(&id, "write its state", written);
@@ -420,6 +424,8 @@ async fn bury(
     report(&container.id, "write its state", written);
     // Only now: a successor would not know otherwise how it ended.
     forget(&engine, &container.id).await;
+    let released = volumes::release(&engine, &store, &container.record()).await;
+    report(&container.id, "release its volumes", released);
     if container.record().host.auto_remove {
         let removed = remove_in_turn(&engine, &container, &store, true).await;
         report(&container.id, "remove it", removed);

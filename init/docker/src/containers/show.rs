@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use network::{BoundPort, Endpoint};
 use serde_json::{Map, Value, json};
+use zones::{MASKED_PATHS, READ_ONLY_PATHS};
 
 use super::container::{Container, Record, Status, log_path};
 use super::list::sizes;
@@ -82,6 +83,15 @@ fn host_config(record: &Record) -> Result<Value> {
         ] {
             let shown = if mode.is_empty() { "private" } else { mode.as_str() };
             map.insert(field.to_owned(), json!(shown));
+        }
+        let usual = |paths: &'static [&'static str]| if record.host.privileged { &[] } else { paths };
+        for (key, asked_for, paths) in [
+            ("MaskedPaths", &record.host.masked_paths, MASKED_PATHS),
+            ("ReadonlyPaths", &record.host.readonly_paths, READ_ONLY_PATHS),
+        ] {
+            if asked_for.is_none() {
+                map.insert(key.to_owned(), json!(usual(paths)));
+            }
         }
         map.insert("Runtime".to_owned(), json!("monobloc"));
     }

@@ -3,18 +3,20 @@
 //! What a volume holds is the store's; here is what it is called, what is said of it and who uses it.
 //! The last is not stored: it is what the containers' records say.
 
+mod local;
 mod routes;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use store::{StateDir, Store};
+use store::{Place, StateDir, Store};
 
 use crate::containers::Record;
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking};
 
+pub(crate) use local::Backing;
 pub(crate) use routes::{route, usage};
 
 /// Kind of the stored objects, see [`Store::objects`].
@@ -25,7 +27,8 @@ pub(crate) const ANONYMOUS: &str = "com.docker.volume.anonymous";
 /// The store's names are no longer.
 const MAX_NAME: usize = 200;
 
-/// Held by whoever makes volumes or removes them, until what uses them is known too.
+/// Held by whoever makes volumes, removes or mounts them, until what uses them is known too. Who also
+/// holds a container's turn has taken that before.
 #[derive(Default)]
 pub(crate) struct Volumes {
     pub(crate) turn: tokio::sync::Mutex<()>,
@@ -83,17 +86,8 @@ pub(crate) fn check_driver(driver: &str) -> Result<()> {
     }
 }
 
-/// The driver's options: those that Docker knows cannot be done, the others are none.
 pub(crate) fn check_options(name: &str, options: &BTreeMap<String, String>) -> Result<()> {
-    match options.keys().next().map(String::as_str) {
-        None => Ok(()),
-        Some(key @ ("type" | "o" | "device" | "size")) => Err(ApiError::not_implemented(format!(
-            "Monobloc does not do the option {key:?} of volumes yet: each is a folder of the pool; leave it out."
-        ))),
-        Some(other) => Err(ApiError::bad_request(format!(
-            "create {name}: invalid option: \"{other}\""
-        ))),
-    }
+    local::backing(name, options).map(drop)
 }
 
 /// Reads a volume. Blocks.
@@ -141,21 +135,82 @@ pub(crate) async fn make(
     Ok(volume)
 }
 
-/// A volume that a power cut has taken is made anew: nothing in it had been flushed. Blocks.
-pub(crate) fn restore(store: &Store, name: &str) -> Result<()> {
-    Ok(store.create_volume(name)?)
+/// Makes a volume ready to be mounted, and tells where it lies: a path in it comes to a place, which
+/// may be read-only by itself. Blocks.
+pub(crate) fn ready<T>(
+    store: &Store,
+    name: &str,
+    path: &str,
+    with: impl FnOnce(Place<'_>, bool) -> Result<T>,
+) -> Result<T> {
+    match backing_of(store, name)? {
+        Backing::Host {
+            path: device,
+            read_only,
+        } => with(Place::Host(&format!("{device}/{path}")), read_only),
+        other => {
+            // One that a power cut has taken is made anew: nothing in it had been flushed.
+            store.create_volume(name)?;
+            if let Backing::Tmpfs(tmpfs) = other {
+                store.cover_volume(name, &tmpfs.options, tmpfs.attributes)?;
+            }
+            with(Place::Volume { name, path }, false)
+        }
+    }
+}
+
+/// Where a volume lies; one whose record has gone is a folder of the pool. Blocks.
+pub(crate) fn backing_of(store: &Store, name: &str) -> Result<Backing> {
+    match read(store, name) {
+        Ok(volume) => local::backing(name, &volume.options),
+        Err(error) if error.status == hyper::StatusCode::NOT_FOUND => Ok(Backing::Pool),
+        Err(error) => Err(error),
+    }
+}
+
+/// The volumes' turn for whoever mounts those of a container; none for one that has no volumes.
+pub(crate) async fn turn<'a>(engine: &'a Engine, record: &Record) -> Option<tokio::sync::MutexGuard<'a, ()>> {
+    if record.mounts.iter().all(|point| point.volume().is_none()) {
+        return None;
+    }
+    Some(engine.volumes.turn.lock().await)
+}
+
+/// A container has ended, or has not come to run: what only it had in memory goes.
+pub(crate) async fn release(engine: &Engine, store: &Arc<Store>, record: &Record) -> Result<()> {
+    let Some(_turn) = turn(engine, record).await else {
+        return Ok(());
+    };
+    let mounted = |name: &str| {
+        let all = engine.containers.all();
+        all.iter()
+            .any(|other| other.process().is_some() && uses(&other.record(), name))
+    };
+    for volume in record.mounts.iter().filter_map(|point| point.volume()) {
+        if mounted(&volume.name) {
+            continue;
+        }
+        let (store, name) = (store.clone(), volume.name.clone());
+        blocking(move || match backing_of(&store, &name)? {
+            Backing::Tmpfs(_) => Ok::<_, ApiError>(store.uncover_volume(&name)?),
+            _ => Ok(()),
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+fn uses(record: &Record, name: &str) -> bool {
+    let mut volumes = record.mounts.iter().filter_map(|point| point.volume());
+    volumes.any(|volume| volume.name == name)
 }
 
 /// Ids of the containers that a volume belongs to.
 async fn users(engine: &Engine, name: &str) -> Result<Vec<String>> {
-    let uses = |record: &Record| {
-        let mut volumes = record.mounts.iter().filter_map(|point| point.volume());
-        volumes.any(|volume| volume.name == name)
-    };
     let all = engine.containers().await?.all();
     Ok(all
         .iter()
-        .filter(|container| uses(&container.record()))
+        .filter(|container| uses(&container.record(), name))
         .map(|container| container.id.clone())
         .collect())
 }

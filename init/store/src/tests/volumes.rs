@@ -5,6 +5,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::PathBuf;
 
+use sys::program::MountAttributes;
+
 use super::add;
 use crate::testing::{TarMaker, TestPool, UserNamespace, output};
 use crate::{Error, NodeSpec, Place, ReadOnly, TreeOptions};
@@ -62,11 +64,11 @@ fn a_volume_that_is_new_gets_the_images_content_with_owners_modes_and_links() {
         .finish();
     let image = add(&store, &[&tar], "a");
     store.create_volume("v").unwrap();
-    store.fill_volume("v", &image.id, "/absent").unwrap();
+    store.fill(volume("v"), &image.id, "/absent").unwrap();
     let layer = pool.path().join("store/layers").join(image.layers[0].hex());
     assert!(layer.join("data/a").exists());
     // Through a link, as the zone will find it.
-    store.fill_volume("v", &image.id, "/elsewhere").unwrap();
+    store.fill(volume("v"), &image.id, "/elsewhere").unwrap();
     let path = store.volume_path("v");
     assert_eq!(fs::read(path.join("a")).unwrap(), b"content");
     let inode = |name: &str| fs::metadata(path.join(name)).unwrap().ino();
@@ -80,9 +82,9 @@ fn a_volume_that_is_new_gets_the_images_content_with_owners_modes_and_links() {
     assert_eq!(times(path.clone()), times(layer.join("data")));
     // Not a second time, and not what is no folder.
     fs::remove_file(path.join("link")).unwrap();
-    store.fill_volume("v", &image.id, "/data").unwrap();
+    store.fill(volume("v"), &image.id, "/data").unwrap();
     assert!(!path.join("link").exists());
-    let refused = store.fill_volume("v", &image.id, "/file").unwrap_err();
+    let refused = store.fill(volume("v"), &image.id, "/file").unwrap_err();
     assert!(refused.is_bad_input(), "{refused}");
     assert!(store.volume_usage("v").unwrap() > 0);
 }
@@ -99,7 +101,7 @@ fn the_folder_itself_gives_the_volume_its_owner_and_mode() {
     chown(layer.join("data"), Some(33), Some(44)).unwrap();
     sys::btrfs::set_read_only(&open, true).unwrap();
     store.create_volume("v").unwrap();
-    store.fill_volume("v", &image.id, "/data").unwrap();
+    store.fill(volume("v"), &image.id, "/data").unwrap();
     let meta = fs::metadata(store.volume_path("v")).unwrap();
     assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (33, 44, 0o1770));
 }
@@ -229,4 +231,36 @@ fn a_device_node_opens_the_device_and_belongs_to_the_zone() {
         .unwrap();
     let refused = fs::read(within(&tree.mount, "null")).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::PermissionDenied);
+}
+
+#[test]
+fn a_tmpfs_over_a_volume_is_there_until_it_is_taken_away() {
+    let pool = TestPool::new(POOL);
+    let store = pool.store();
+    let userns = UserNamespace::new(START);
+    store.create_volume("v").unwrap();
+    let options = [
+        ("size".to_owned(), "64k".to_owned()),
+        ("uid".to_owned(), "33".to_owned()),
+    ];
+    let cover = || {
+        store
+            .cover_volume("v", &options, MountAttributes::NO_EXEC)
+            .unwrap()
+    };
+    cover();
+    fs::write(store.volume_path("v").join("a"), "x").unwrap();
+    cover();
+    let tree = store
+        .tree(volume("v"), TreeOptions::default(), userns.fd.as_fd())
+        .unwrap();
+    assert!(within(&tree.mount, "a").exists(), "the same one");
+    assert_eq!(fs::metadata(within(&tree.mount, ".")).unwrap().uid(), START + 33);
+    store.uncover_volume("v").unwrap();
+    store.uncover_volume("v").unwrap();
+    assert!(!store.volume_path("v").join("a").exists());
+    assert!(within(&tree.mount, "a").exists(), "who has it keeps it");
+    cover();
+    store.remove_volume("v").unwrap();
+    store.uncover_volume("v").unwrap();
 }

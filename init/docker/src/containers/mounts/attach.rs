@@ -6,7 +6,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use store::{Error as StoreError, Place, ReadOnly, Store, TreeOptions};
 use zones::Mount;
 
-use super::settle::absent;
+use super::settle::{absent, absent_in};
 use super::{Bind, Kind, Point, Sharing, VolumeUse, parse, tmpfs};
 use crate::containers::container::Record;
 use crate::http::{ApiError, Result};
@@ -95,26 +95,20 @@ fn bound(store: &Store, point: &Point, bind: &Bind, userns: BorrowedFd<'_>) -> R
 }
 
 fn of_volume(store: &Store, point: &Point, volume: &VolumeUse, userns: BorrowedFd<'_>) -> Result<Mount> {
-    volumes::restore(store, &volume.name)?;
-    let options = TreeOptions {
-        read_only: if point.read_only {
-            ReadOnly::Everything
-        } else {
-            ReadOnly::Nothing
-        },
-        ..TreeOptions::default()
-    };
-    let place = Place::Volume {
-        name: &volume.name,
-        path: &volume.subpath,
-    };
-    match store.tree(place, options, userns) {
-        Err(StoreError::NoSuchPlace { path }) => Err(ApiError::bad_request(format!(
-            "cannot access path {path} of volume {}: no such file or directory",
-            volume.name
-        ))),
-        tree => Ok(tree_mount(tree?, point)),
-    }
+    volumes::ready(store, &volume.name, &volume.subpath, |place, read_only| {
+        let options = TreeOptions {
+            read_only: if point.read_only || read_only {
+                ReadOnly::Everything
+            } else {
+                ReadOnly::Nothing
+            },
+            ..TreeOptions::default()
+        };
+        match store.tree(place, options, userns) {
+            Err(StoreError::NoSuchPlace { path }) => Err(absent_in(&volume.name, &path)),
+            tree => Ok(tree_mount(tree?, point)),
+        }
+    })
 }
 
 fn tree_mount(tree: store::Tree, point: &Point) -> Mount {

@@ -19,6 +19,7 @@ use store::Store;
 
 pub(crate) use attach::attach;
 pub(crate) use settle::{check, fill, forget, settle, warnings};
+pub(crate) use tmpfs::{Tmpfs, parse as parse_tmpfs};
 
 use super::container::Record;
 

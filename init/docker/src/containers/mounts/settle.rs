@@ -11,7 +11,7 @@ use crate::containers::config::{Config, HostConfig, Wanted};
 use crate::containers::{Record, new_id};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking};
-use crate::volumes;
+use crate::volumes::{self, Backing};
 
 /// A container's mounts, with the volumes that were made up for it alone.
 #[derive(Debug, Default)]
@@ -195,14 +195,27 @@ pub(super) fn absent(source: &str) -> ApiError {
 }
 
 /// Copies what the image has where the container's volumes will be into those that are empty. Blocks.
-pub(crate) fn fill(store: &Store, record: &Record, image: &ImageId) -> Result<(), store::Error> {
+pub(crate) fn fill(store: &Store, record: &Record, image: &ImageId) -> Result<()> {
     for point in &record.mounts {
         let Some(volume) = point.volume() else { continue };
-        if volume.copy && volume.subpath.is_empty() {
-            store.fill_volume(&volume.name, image, &point.destination)?;
+        // What went into memory now would be gone at the start.
+        let lasting = !matches!(volumes::backing_of(store, &volume.name)?, Backing::Tmpfs(_));
+        if volume.copy && volume.subpath.is_empty() && lasting {
+            volumes::ready(store, &volume.name, "", |place, _| {
+                match store.fill(place, image, &point.destination) {
+                    Err(store::Error::NoSuchPlace { path }) => Err(absent_in(&volume.name, &path)),
+                    filled => Ok(filled?),
+                }
+            })?;
         }
     }
     Ok(())
+}
+
+pub(super) fn absent_in(volume: &str, path: &str) -> ApiError {
+    ApiError::bad_request(format!(
+        "failed to mount local volume {volume}: cannot access path {path}: no such file or directory"
+    ))
 }
 
 /// Removes volumes that were made for a container that did not come to be.
