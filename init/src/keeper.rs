@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use rustix::process::{WaitOptions, waitpid};
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
@@ -41,6 +42,10 @@ const PHASES: &[Phase] = &[
     Phase {
         name: "memory",
         run: memory,
+    },
+    Phase {
+        name: "limits",
+        run: limits,
     },
     Phase {
         name: "entropy",
@@ -356,6 +361,35 @@ fn memory() -> anyhow::Result<String> {
     if kib < LARGE_KIB {
         std::fs::write("/proc/sys/vm/min_free_kbytes", (kib * 16).isqrt().to_string())?;
         std::fs::write("/proc/sys/vm/percpu_pagelist_high_fraction", "512")?;
+    }
+    Ok(String::new())
+}
+
+/// What the kernel counts for the whole machine, or for all user namespaces of one maker together, one
+/// zone could use up for all. It is not counted so: what such things cost is memory, which is counted
+/// and limited for each zone.
+fn limits() -> anyhow::Result<String> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    /// Largest values that the kernel takes (sysctl/kernel.rst, sysctl/fs.rst).
+    const SETTINGS: &[(&str, &str)] = &[
+        ("kernel/pid_max", "4194304"),
+        ("fs/file-max", "9223372036854775807"),
+        ("fs/inotify/max_user_instances", "1048576"),
+    ];
+    for (name, value) in SETTINGS {
+        std::fs::write(format!("/proc/sys/{name}"), value).with_context(|| format!("Cannot set {name}"))?;
+    }
+    for resource in [
+        Resource::Nproc,
+        Resource::Sigpending,
+        Resource::Msgqueue,
+        Resource::Memlock,
+    ] {
+        let unlimited = Rlimit {
+            current: None,
+            maximum: None,
+        };
+        setrlimit(resource, unlimited).with_context(|| format!("Cannot lift the limit {resource:?}"))?;
     }
     Ok(String::new())
 }

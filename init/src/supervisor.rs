@@ -19,7 +19,7 @@ use rustix::process::Signal;
 use store::Store;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use zones::{Cgroups, Zones};
+use zones::{Cgroups, Most, Zones};
 
 use crate::boot::report;
 use crate::console::{self, say};
@@ -66,7 +66,12 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     let config = report("recipe", Instant::now(), identity::boot_config().map(Told)).map(|told| told.0);
     let config = Arc::new(config.unwrap_or_default());
     let loader = Arc::new(Loader::open()?);
-    let cgroups = Cgroups::open(Path::new(CGROUPS), "zones").context("Cannot set up the zones' cgroup")?;
+    let mut cgroups =
+        Cgroups::open(Path::new(CGROUPS), "zones").context("Cannot set up the zones' cgroup")?;
+    if let Err(error) = cgroups.bound(machine()) {
+        say!("supervisor: the zones are not bounded: {error}");
+    }
+    prefer_own_cgroup();
     fs::create_dir_all(zones::STAGING).context("Cannot make the folder for zones' roots")?;
     let (zones, survivors, mut kept) = Zones::connect(keeper, cgroups).await?;
     if !survivors.is_empty() {
@@ -231,6 +236,26 @@ fn enter_cgroup() {
         .and_then(|()| fs::write("/proc/self/oom_score_adj", "-900"));
     if let Err(error) = entered {
         say!("supervisor: cannot enter its cgroup: {error}");
+    }
+}
+
+/// What there is to be divided among zones.
+fn machine() -> Most {
+    let info = rustix::system::sysinfo();
+    let threads = fs::read_to_string("/proc/sys/kernel/threads-max").ok();
+    Most {
+        memory: Some(info.totalram.saturating_mul(u64::from(info.mem_unit))),
+        pids: threads.and_then(|text| text.trim().parse().ok()),
+    }
+}
+
+/// However busy the zones are, clients are answered: the supervisor's memory is not taken for theirs,
+/// and it has the processors before them.
+fn prefer_own_cgroup() {
+    for (file, value) in [("memory.min", "67108864"), ("cpu.weight", "200")] {
+        if let Err(error) = fs::write(Path::new(OWN_CGROUP).join(file), value) {
+            say!("supervisor: cannot set its {file}: {error}");
+        }
     }
 }
 

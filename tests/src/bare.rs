@@ -64,6 +64,18 @@ pub fn speaking_program(text: &str, patient: bool) -> Vec<u8> {
     program(&code)
 }
 
+/// A program that opens `/dev/null` until it is let no more, and then waits for ever.
+#[must_use]
+pub fn opening_program() -> Vec<u8> {
+    let mut code = vec![0xb8, 2, 0, 0, 0]; // mov eax, 2 (open)
+    code.extend([0x48, 0x8d, 0x3d, 17, 0, 0, 0]); // lea rdi, [rip+17]: the path
+    code.extend([0x31, 0xf6, 0x0f, 0x05]); // xor esi, esi; syscall
+    code.extend([0x85, 0xc0, 0x79, 0xec]); // test eax, eax; jns to the beginning
+    code.extend([0xb8, 34, 0, 0, 0, 0x0f, 0x05, 0xeb, 0xf7]); // mov eax, 34 (pause); syscall; jmp back to it
+    code.extend(b"/dev/null\0");
+    program(&code)
+}
+
 /// A static ELF program of some machine code.
 fn program(code: &[u8]) -> Vec<u8> {
     let size = EHDR_SIZE + PHDR_SIZE + code.len() as u64;

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use monobloc::client::{Api, Upgraded};
 use monobloc::inspect::init_program;
 use serde_json::{Value, json};
-use tests::bare::speaking_program;
+use tests::bare::{opening_program, speaking_program};
 use tests::image::{Kind, built};
+use tests::images::{Image, busybox_layer};
 use tests::process::run;
-use tests::{Boot, Machine, api};
+use tests::{Boot, Disk, Machine, api};
 
 /// How long anything may take in an emulated machine.
 const LONG: Duration = Duration::from_secs(180);
@@ -412,4 +413,81 @@ fn a_supervisor_is_replaced_and_one_that_is_none_is_not() {
     machine.wait_ready(mark);
     machine.reboot();
     assert_eq!(running(), json!({"build": null, "fell_back": null}));
+}
+
+/// What a neighbour does over and over: starts a process, opens, writes and reads a file; how often is
+/// told in `/dev/shm/progress`.
+const NEIGHBOUR: &str =
+    "i=0; while :; do /bin/true; i=$((i+1)); echo $i > /dev/shm/new; mv /dev/shm/new /dev/shm/progress; done";
+
+/// How often the neighbour has done it within ten seconds of the machine's own time.
+#[track_caller]
+fn progress(machine: &Machine) -> f64 {
+    let script = "a=$(cat /dev/shm/progress); sleep 10; b=$(cat /dev/shm/progress); echo $((b-a))";
+    let told = machine.docker().ok(&format!("exec neighbour sh -c '{script}'"));
+    told.parse().unwrap()
+}
+
+#[test]
+fn a_zone_that_takes_all_it_can_get_does_not_stop_its_neighbour() {
+    /// Two that share two processors have one each, and where these are imitated on one thread half of
+    /// that: a quarter, and some of it for the noise's own cost to the kernel.
+    const LEAST: f64 = 1.0 / 10.0;
+    let machine = Boot::quickstart().disk(&Disk::blank(1024 << 20)).start();
+    let docker = machine.docker();
+    let hog = busybox_layer().file("hog", 0o755, opening_program());
+    docker
+        .outcome_of("load", &Image::new("noise:1", &[hog]).docker_archive())
+        .ok();
+    docker.ok(&format!("run -d --name neighbour busybox sh -c '{NEIGHBOUR}'"));
+    let told = || docker.ok("inspect -f '{{.State.Status}} {{.State.Pid}} {{.RestartCount}}' neighbour");
+    let before = told();
+    let alone = progress(&machine);
+    let forks = "exec 2> /dev/null; b() { b | b & }; b; while :; do sleep 100; done";
+    let eats = "while :; do tail /dev/zero; done";
+    let opens = "i=0; while [ $i -lt 20 ]; do /hog & i=$((i+1)); done; wait; sleep 1000";
+    let spins = "for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait";
+    for (what, options, script) in [
+        ("forks without bound", "", forks),
+        ("forks up to its limit", "--pids-limit 64", forks),
+        ("fills its memory", "", eats),
+        ("fills the memory it may have", "-m 64m", eats),
+        ("opens every file", "--ulimit nofile=524288:524288", opens),
+        ("spins", "", spins),
+        ("talks without end", "", "yes"),
+    ] {
+        docker.ok(&format!("run -d --name noise {options} noise:1 sh -c '{script}'"));
+        let beside = progress(&machine);
+        let asked = Instant::now();
+        assert_eq!(docker.ok("run --rm busybox echo answered"), "answered");
+        println!(
+            "beside one that {what} the neighbour does {:.0} % of what it does alone ({alone:.0}); a container was run in {} ms",
+            100.0 * beside / alone,
+            asked.elapsed().as_millis()
+        );
+        assert!(beside >= alone * LEAST, "{what}: {beside} instead of {alone}");
+        docker.ok("rm -f noise");
+        assert_eq!(told(), before, "{what}");
+    }
+    // A pool has no shares yet; the machine goes on, says so, and has its room back with the container.
+    docker.ok(
+        "run -d --name filler busybox sh -c 'dd if=/dev/zero of=/fill bs=1M; sync; echo full; sleep 1000'",
+    );
+    let filler = docker.follow("logs -f filler");
+    filler.expect("full");
+    let info = docker.outcome_of("info", b"");
+    assert!(
+        format!("{}{}", info.stdout, info.stderr).contains("The pool is nearly full"),
+        "{info}"
+    );
+    assert!(progress(&machine) >= alone * LEAST);
+    assert_eq!(told(), before);
+    docker.ok("rm -f filler");
+    assert_eq!(docker.ok("run --rm busybox echo room"), "room");
+    let text = machine.console().text();
+    assert!(
+        !text.contains("the supervisor ended") && !text.contains("panicked"),
+        "{text}"
+    );
+    machine.power_off();
 }

@@ -179,7 +179,9 @@ fn the_devices_are_those_of_a_container_and_no_disk() {
 #[test]
 fn memory_is_limited_and_what_takes_more_is_killed() {
     assert_eq!(sh("-m 48m", "cat /sys/fs/cgroup/memory.max"), "50331648");
-    assert_eq!(sh("", "cat /sys/fs/cgroup/memory.max"), "max");
+    // Without a limit it is the machine's, less what it leaves to itself and to others.
+    let most: u64 = sh("", "cat /sys/fs/cgroup/memory.max").parse().unwrap();
+    assert!((512 << 20..900 << 20).contains(&most), "{most}");
     let hungry = |name: &str, size: &str| {
         let script = format!(
             "head -c {size} /dev/zero | tail > /dev/null; test \"$(cat /sys/fs/cgroup/memory.events | grep ^oom_kill | cut -d\" \" -f2)\" = 0"

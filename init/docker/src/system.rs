@@ -94,6 +94,17 @@ fn counts(engine: &Engine) -> (usize, usize) {
     (running, all.len() - running)
 }
 
+/// A pool that is nearly full is told of, as `docker info` shows it.
+fn warning(usage: store::Usage) -> Option<String> {
+    let free = usage.free >> 20;
+    (usage.free < usage.total / NEARLY_FULL).then(|| {
+        format!("WARNING: The pool is nearly full ({free} MiB are free): remove containers or images.")
+    })
+}
+
+/// The part of the pool that should be free.
+const NEARLY_FULL: u64 = 20;
+
 pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
     let (running, stopped) = counts(engine);
     let store = engine.store_now();
@@ -139,7 +150,8 @@ pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
             "Error": "", "RemoteManagers": null},
         "LiveRestoreEnabled": true, "Isolation": "", "InitBinary": "", "ContainerdCommit": {"ID": ""},
         "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
-        "SecurityOptions": ["name=seccomp,profile=builtin", "name=userns", "name=cgroupns"], "Warnings": null,
+        "SecurityOptions": ["name=seccomp,profile=builtin", "name=userns", "name=cgroupns"],
+        "Warnings": usage.and_then(warning).map(|warning| vec![warning]),
     }))
 }
 

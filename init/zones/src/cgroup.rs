@@ -16,10 +16,59 @@ pub struct Cgroups {
     root: PathBuf,
     /// The program of the default device rules, loaded once.
     default_devices: Arc<OnceLock<OwnedFd>>,
+    /// Of a zone of which no limit is said.
+    unsaid: Most,
+}
+
+/// What a cgroup may have; everything where nothing is said.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Most {
+    /// Bytes.
+    pub memory: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
+impl Most {
+    /// What all zones together may have of a machine with so much: process 1, the supervisor and the
+    /// kernel keep an eighth.
+    #[must_use]
+    pub fn of_all(machine: Most) -> Most {
+        Most {
+            memory: machine.memory.map(|bytes| {
+                let reserve = (bytes / 8).clamp(LEAST_RESERVE, LARGEST_RESERVE);
+                bytes.saturating_sub(reserve).max(bytes / 2)
+            }),
+            pids: machine.pids.map(|pids| pids - pids / 8),
+        }
+    }
+
+    /// What one zone may have by itself of what all have: one that takes what it can get meets its own
+    /// limit before its neighbours meet theirs.
+    #[must_use]
+    pub fn of_one(all: Most) -> Most {
+        Most {
+            memory: all.memory.map(|bytes| bytes - bytes / 8),
+            pids: all.pids.map(|pids| pids / 2),
+        }
+    }
+
+    fn write(self, dir: &Path) -> Result<(), Error> {
+        let to = Setting { dir, fresh: true };
+        for (file, most) in [("memory.max", self.memory), ("pids.max", self.pids)] {
+            if let Some(most) = most {
+                to.set(file, true, &most.to_string())?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Controllers that the limits need.
 const CONTROLLERS: &[&str] = &["cpu", "memory", "pids", "io", "cpuset"];
+/// Memory that the zones leave to the machine itself.
+const LEAST_RESERVE: u64 = 96 << 20;
+const LARGEST_RESERVE: u64 = 1 << 30;
 
 impl Cgroups {
     /// Makes `name` below a mounted cgroup2 hierarchy and hands it the controllers that are there.
@@ -41,7 +90,25 @@ impl Cgroups {
         Ok(Self {
             root,
             default_devices: Arc::default(),
+            unsaid: Most::default(),
         })
+    }
+
+    /// Bounds what all zones together take of the machine, and what a zone takes of which no limit is
+    /// said.
+    pub fn bound(&mut self, machine: Most) -> Result<(), Error> {
+        let all = Most::of_all(machine);
+        self.unsaid = Most::of_one(all);
+        all.write(&self.root)
+    }
+
+    fn write_limits(&self, path: &Path, limits: &Limits, fresh: bool) -> Result<(), Error> {
+        write_limits(path, limits, fresh)?;
+        let unsaid = Most {
+            memory: self.unsaid.memory.filter(|_| limits.memory.is_none()),
+            pids: self.unsaid.pids.filter(|_| limits.pids.is_none()),
+        };
+        unsaid.write(path)
     }
 
     /// Folder of a zone's cgroup.
@@ -59,7 +126,7 @@ impl Cgroups {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
             Err(error) => return Err(Error::io(format!("make the cgroup {}", path.display()))(error)),
         };
-        let made = write_limits(&path, limits, fresh).and_then(|()| {
+        let made = self.write_limits(&path, limits, fresh).and_then(|()| {
             let dir = File::open(&path).map_err(Error::io(format!("open the cgroup {}", path.display())))?;
             self.allow_devices(&dir, devices).map_err(Error::io(format!(
                 "set the devices of the cgroup {}",
@@ -98,7 +165,7 @@ impl Cgroups {
 
     /// Changes the limits of a zone.
     pub fn update(&self, id: &str, limits: &Limits) -> Result<(), Error> {
-        write_limits(&self.path(id), limits, false)
+        self.write_limits(&self.path(id), limits, false)
     }
 
     /// Whether the kernel has killed a process of the zone for want of memory.
@@ -267,7 +334,24 @@ fn io_weight(weight: u16) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{io_weight, weight};
+    use super::{Most, io_weight, weight};
+
+    #[test]
+    fn the_zones_leave_the_machine_an_eighth_and_one_zone_leaves_some_to_the_others() {
+        let machine = |mebibytes: u64| Most {
+            memory: Some(mebibytes << 20),
+            pids: Some(8000),
+        };
+        let all = |mebibytes| Most::of_all(machine(mebibytes)).memory.unwrap() >> 20;
+        assert_eq!(
+            (all(128), all(512), all(2048), all(65_536)),
+            (64, 416, 1792, 64_512)
+        );
+        let one = Most::of_one(Most::of_all(machine(2048)));
+        assert_eq!((one.memory.unwrap() >> 20, one.pids.unwrap()), (1568, 3500));
+        let nothing = Most::default();
+        assert_eq!(Most::of_one(Most::of_all(nothing)), nothing);
+    }
 
     #[test]
     fn shares_become_weights_at_both_ends() {

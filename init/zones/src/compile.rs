@@ -377,10 +377,26 @@ fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled,
 
 /// Open files as Docker's own service allows them; a program may raise the first to the second.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// The kernel's own defaults, which process 1 does not have: what its limits are when it makes a user
+/// namespace, all zones together would have to share (user_namespaces(7), "ucounts").
+const OWN_LIMITS: [(u32, u64); 3] = [
+    (libc::RLIMIT_SIGPENDING, 65_536),
+    (libc::RLIMIT_MSGQUEUE, 819_200),
+    (libc::RLIMIT_MEMLOCK, 8 << 20),
+];
 
 /// The process's own limits; what is not among them is as in process 1, which has raised its open files.
 fn limits(process: &ProcessSpec) -> Vec<ResourceLimit> {
     let mut limits = process.rlimits.clone();
+    for (resource, most) in OWN_LIMITS {
+        if limits.iter().all(|limit| limit.resource != resource) {
+            limits.push(ResourceLimit {
+                resource,
+                soft: most,
+                hard: most,
+            });
+        }
+    }
     if limits.iter().all(|limit| limit.resource != libc::RLIMIT_NOFILE) {
         // This process has process 1's limit, which may be lower where it is not really process 1.
         let most = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);

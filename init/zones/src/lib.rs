@@ -24,7 +24,7 @@ pub mod stats;
 mod stdio;
 
 pub use capabilities::{Capability, CapabilitySet};
-pub use cgroup::Cgroups;
+pub use cgroup::{Cgroups, Most};
 pub use compile::STAGING;
 pub use device_rules::DeviceRule;
 pub use devices::{Device, DeviceAccess, DeviceKind};
