@@ -129,6 +129,8 @@ pub(crate) struct Container {
     record: Mutex<Record>,
     /// Held by whoever starts it, buries it or removes it.
     pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held while the record is written.
+    saving: Mutex<()>,
     process: Mutex<Option<Arc<Process>>>,
     pub(crate) streams: Streams,
     pub(crate) log: watch::Sender<Progress>,
@@ -152,6 +154,7 @@ impl Container {
             id: record.id.clone(),
             record: Mutex::new(record),
             turn: Arc::default(),
+            saving: Mutex::default(),
             process: Mutex::default(),
             streams: Streams::default(),
             log: watch::channel(ended).0,
@@ -214,8 +217,9 @@ impl Container {
             .is_ok_and(|limits| limits.is_some())
     }
 
-    /// Writes the record as it is now. Blocks.
+    /// Writes the record as it is now, which an earlier one never overwrites. Blocks.
     pub(crate) fn save(&self, store: &Store) -> Result<(), store::Error> {
+        let _turn = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         save(store, &self.record())
     }
 }

@@ -52,7 +52,7 @@ pub(crate) async fn stop(
     };
     let mut life = container.life.subscribe();
     let exits = life.borrow_and_update().exits;
-    container.lock().stopped = true;
+    note_wish(engine, container).await?;
     let own = container
         .record()
         .config
@@ -70,6 +70,21 @@ pub(crate) async fn stop(
     }
     engine.tell("container", "stop", container);
     Ok(true)
+}
+
+/// Notes that it is to stay down. Where a restart policy would start it again that is written before
+/// anything is done, or a supervisor that comes in between would do so.
+async fn note_wish(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<()> {
+    let restarts = {
+        let mut record = container.lock();
+        record.stopped = true;
+        record.host.restart_policy.restarts()
+    };
+    if restarts {
+        let (store, owned) = (engine.store().await?, container.clone());
+        blocking(move || owned.save(&store)).await?;
+    }
+    Ok(())
 }
 
 /// A container that waits for its restart stays down, also after a boot. False if it does not wait.
@@ -97,7 +112,7 @@ pub(crate) async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signa
         ))
     })?;
     if matches!(signal, SIGKILL | SIGTERM) {
-        container.lock().stopped = true;
+        note_wish(engine, container).await?;
     }
     let mut life = container.life.subscribe();
     let exits = life.borrow_and_update().exits;
