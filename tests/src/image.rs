@@ -15,6 +15,8 @@ pub enum Kind {
     Quickstart,
     /// `images/web.toml`.
     Web,
+    /// `images/quickstart.toml` with `allow-host-privilege`.
+    HostPrivilege,
 }
 
 pub use monobloc::image::BuiltImage as Built;
@@ -24,14 +26,15 @@ pub use monobloc::image::BuiltImage as Built;
 /// # Errors
 /// It cannot be built.
 pub fn built(kind: Kind) -> anyhow::Result<&'static Built> {
-    static BUILT: [OnceLock<Result<Built, String>>; 2] = [OnceLock::new(), OnceLock::new()];
+    static BUILT: [OnceLock<Result<Built, String>>; 3] = [const { OnceLock::new() }; 3];
     let file = match kind {
-        Kind::Quickstart => "images/quickstart.toml",
+        Kind::Quickstart | Kind::HostPrivilege => "images/quickstart.toml",
         Kind::Web => "images/web.toml",
     };
     let built = BUILT[kind as usize].get_or_init(|| {
         let make = || {
-            let recipe = Recipe::load(&workspace().join(file))?;
+            let mut recipe = Recipe::load(&workspace().join(file))?;
+            recipe.zone_rules.allow_host_privilege = kind == Kind::HostPrivilege;
             build(
                 &recipe,
                 &BuildOptions::from_environment()?,

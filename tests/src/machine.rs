@@ -110,6 +110,15 @@ impl Boot {
         }
     }
 
+    /// The image of `images/quickstart.toml`, whose zones may have the machine's own namespaces.
+    #[must_use]
+    pub fn host_privilege() -> Self {
+        Self {
+            image: Kind::HostPrivilege,
+            ..Self::quickstart()
+        }
+    }
+
     /// With a blank disk of 4 GiB.
     #[must_use]
     pub fn blank_disk(self) -> Self {

@@ -136,7 +136,7 @@ pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
         "Driver": "btrfs", "DriverStatus": status,
         "Plugins": {"Volume": ["local"], "Network": ["bridge", "none"], "Authorization": null, "Log": LogDriver::NAMES},
         "MemoryLimit": true, "SwapLimit": true, "CpuCfsPeriod": true, "CpuCfsQuota": true, "CPUShares": true,
-        "CPUSet": false, "PidsLimit": true, "OomKillDisable": false,
+        "CPUSet": true, "PidsLimit": true, "OomKillDisable": false,
         "IPv4Forwarding": true, "Debug": false, "NFd": 0, "NGoroutines": 0, "NEventsListener": 0,
         "SystemTime": zones::log::now(), "LoggingDriver": "json-file", "CgroupDriver": "cgroupfs",
         "CgroupVersion": "2", "KernelVersion": kernel(), "OperatingSystem": "Monobloc", "OSVersion": engine.config.version,

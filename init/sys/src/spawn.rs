@@ -241,11 +241,13 @@ fn clone_within(
 ) -> io::Result<Spawned> {
     let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
     let report = write.as_raw_fd();
-    let between = clone(0, cgroup, || {
+    let cgroup = cgroup.map(|cgroup| cgroup.as_raw_fd());
+    // Not in the cgroup itself, whose limits are for the child alone.
+    let between = clone(0, None, || {
         // Before it is in a user namespace whose root could look into it.
         isolate();
         // Its id, or the negative errno.
-        let result = match enter_and_clone(enters, namespaces) {
+        let result = match enter_and_clone(enters, namespaces, cgroup) {
             Ok(0) => return child(),
             Ok(pid) => pid,
             Err(errno) => -errno,
@@ -278,7 +280,11 @@ fn clone_within(
 }
 
 /// In the process in between, and, with 0, in the child.
-fn enter_and_clone(enters: &[(RawFd, c_int)], namespaces: u64) -> Result<c_int, c_int> {
+fn enter_and_clone(
+    enters: &[(RawFd, c_int)],
+    namespaces: u64,
+    cgroup: Option<RawFd>,
+) -> Result<c_int, c_int> {
     let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
     for (fd, flags) in enters {
         // SAFETY: plain descriptor and flags.
@@ -290,6 +296,10 @@ fn enter_and_clone(enters: &[(RawFd, c_int)], namespaces: u64) -> Result<c_int, 
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     // The signal at its end is that of this process, as for every CLONE_PARENT.
     arguments.flags = namespaces | libc::CLONE_PARENT as u64;
+    if let Some(cgroup) = cgroup {
+        arguments.flags |= CLONE_INTO_CGROUP;
+        arguments.cgroup = cgroup as u64;
+    }
     // SAFETY: as in `clone`.
     match unsafe { libc::syscall(libc::SYS_clone3, &arguments, size_of::<libc::clone_args>()) } {
         -1 => Err(errno()),

@@ -45,6 +45,7 @@ impl Cgroups {
         let Ok(events) = File::open(self.path(id).join(EVENTS)) else {
             return Err(busy);
         };
+        self.kill(id);
         until(&events, "populated 0")
             .await
             .map_err(Error::io(format!("wait for the end of the zone {id}")))?;
