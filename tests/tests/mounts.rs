@@ -466,3 +466,21 @@ fn volumes_and_binds_outlive_the_supervisor_and_the_machine() {
     assert_eq!(docker.ok("volume ls -q"), "kept");
     machine.power_off();
 }
+
+#[test]
+fn a_volume_of_the_driver_can_be_in_memory_or_in_the_nodes_tree() {
+    docker().ok("volume create -o type=tmpfs -o device=tmpfs -o o=size=64k,uid=33,noexec memory");
+    docker()
+        .ok("run -d --name remembers -v memory:/m busybox sh -c 'echo x > /m/file; echo ready; sleep 1000'");
+    docker().follow("logs -f remembers").expect("ready");
+    let look = "stat -c %u /m; cat /m/file 2>/dev/null || echo gone; grep -c \" /m .*noexec.*size=64k\" /proc/self/mountinfo";
+    assert_eq!(sh("-v memory:/m", look), "33\nx\n1");
+    docker().ok("rm -f remembers");
+    assert_eq!(sh("-v memory:/m", look), "33\ngone\n1");
+    docker().ok("volume rm memory");
+    sh("-v /srv/driven:/x", "echo kept > /x/file");
+    docker().ok("volume create -o type=none -o device=/srv/driven -o o=bind driven");
+    assert_eq!(sh("-v driven:/d", "cat /d/file"), "kept");
+    docker().ok("volume rm driven");
+    assert_eq!(sh("-v /srv/driven:/x", "cat /x/file"), "kept");
+}

@@ -395,3 +395,46 @@ fn a_volume_can_be_in_memory_or_in_the_nodes_tree() {
         assert_eq!(sh(machine, "-v /srv/there:/x", "cat /x/file"), "kept");
     });
 }
+
+#[test]
+fn files_are_copied_into_and_out_of_the_volumes_of_a_container_that_does_not_run() {
+    with_machine(|machine| {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("in"), "copied").unwrap();
+        let local = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        machine.out(&[
+            "create",
+            "--name",
+            "still",
+            "-v",
+            "data:/data",
+            "-v",
+            "/srv/b:/b:ro",
+            "busybox",
+            "true",
+        ]);
+        machine.out(&["cp", &local("in"), "still:/data"]);
+        machine.out(&["cp", &local("in"), "still:/data/again"]);
+        assert_eq!(
+            sh(
+                machine,
+                "-v data:/d",
+                "cat /d/in /d/again; busybox stat -c %u /d/in"
+            ),
+            "copiedcopied0"
+        );
+        machine.out(&["cp", "still:/data/again", &local("out")]);
+        assert_eq!(std::fs::read(local("out")).unwrap(), b"copied");
+        let (_, text) = machine.fails(&["cp", &local("in"), "still:/b"]);
+        assert!(
+            text.contains("Read-only file system") || text.contains("read-only"),
+            "{text}"
+        );
+        let (_, text) = machine.fails(&["cp", "still:/data", &local("all")]);
+        assert!(text.contains("start it first"), "{text}");
+        // Its twin: the root is there too.
+        machine.out(&["cp", &local("in"), "still:/tmp/here"]);
+        machine.out(&["cp", "still:/tmp/here", &local("back")]);
+        assert_eq!(std::fs::read(local("back")).unwrap(), b"copied");
+    });
+}

@@ -85,10 +85,24 @@ pub struct NodeSpec {
 const LOOK: OFlags = OFlags::PATH.union(OFlags::CLOEXEC);
 const WITHIN: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
+/// Opens a path below `base`. A rename elsewhere may disturb the kernel's look at `..`; it wants to be
+/// asked again then (openat2(2), `EAGAIN`).
+fn look(base: &OwnedFd, path: &str, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    const ATTEMPTS: usize = 100;
+    let mut found = Err(Errno::AGAIN);
+    for _ in 0..ATTEMPTS {
+        found = openat2(base, path, flags, Mode::empty(), WITHIN);
+        if !matches!(found, Err(Errno::AGAIN)) {
+            break;
+        }
+    }
+    found
+}
+
 impl Store {
     /// Whether the node's own tree has something at `path`.
     pub fn host_has(&self, path: &str) -> Result<bool> {
-        match openat2(self.host()?, path, LOOK, Mode::empty(), WITHIN) {
+        match look(&self.host()?, path, LOOK) {
             Ok(_) => Ok(true),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
             Err(reason) => Err(Error::io(format!("look for {path} in the node's tree"), reason)),
@@ -114,13 +128,13 @@ impl Store {
             }
             // Each prefix from the tree's root, so that a link on the way is followed within the tree.
             let prefix = path.get(..end).unwrap_or_default();
-            let found = match openat2(&host, prefix, LOOK, Mode::empty(), WITHIN) {
+            let found = match look(&host, prefix, LOOK) {
                 Err(Errno::NOENT) => {
                     match mkdirat(&above, name, Mode::from_raw_mode(0o755)) {
                         Ok(()) | Err(Errno::EXIST) => {}
                         Err(reason) => return Err(Error::io(what(), reason)),
                     }
-                    openat2(&host, prefix, LOOK, Mode::empty(), WITHIN)
+                    look(&host, prefix, LOOK)
                 }
                 found => found,
             };
@@ -182,7 +196,7 @@ impl Store {
                 (volume.during(what())?, if path.is_empty() { "." } else { path })
             }
         };
-        match openat2(base, path, flags, Mode::empty(), WITHIN) {
+        match look(&base, path, flags) {
             Err(Errno::NOENT | Errno::NOTDIR) => Err(Error::NoSuchPlace {
                 path: path.to_owned(),
             }),

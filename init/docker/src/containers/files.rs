@@ -1,7 +1,7 @@
 //! A container's files: `docker cp` both ways, `docker export`, `docker diff`.
 //!
 //! Of a running container these are what its processes see, volumes included; of another one its
-//! root, which nobody starts meanwhile.
+//! root, or the volume that the path lies in, and nobody starts it meanwhile.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -19,7 +19,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::io::SyncIoBridge;
 
 use super::container::Container;
-use super::run;
+use super::{mounts, run};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, blocking, channel, empty, ok};
 use crate::users::Databases;
@@ -29,43 +29,55 @@ const TAR: HeaderValue = HeaderValue::from_static("application/x-tar");
 /// Bytes of one piece of a tar on its way to the client.
 const PIECE: usize = 64 << 10;
 
-/// A tree, and where nobody uses it the turn that keeps it so.
+/// A tree and a path in it, and where nobody uses it the turn that keeps it so.
 struct Opened {
     tree: ZoneFiles,
+    path: String,
+    /// The path is the root of a volume, which has no name there.
+    unnamed: bool,
     _turn: Option<OwnedMutexGuard<()>>,
 }
 
-async fn open(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<Opened> {
+async fn open(engine: &Arc<Engine>, container: &Arc<Container>, path: &str) -> Result<Opened> {
     let store = engine.store().await?;
     let record = container.record();
-    if let Some(opened) = of_running(container)? {
+    if let Some(opened) = of_running(container, path)? {
         return Ok(opened);
     }
     let turn = container.turn.clone().lock_owned().await;
-    if let Some(opened) = of_running(container)? {
+    if let Some(opened) = of_running(container, path)? {
         return Ok(opened);
     }
-    let owned = container.clone();
+    let (owned, path) = (container.clone(), path.to_owned());
     blocking(move || {
         let namespace = owned.user_namespace();
         let namespace = namespace
             .map_err(|error| ApiError::internal(format!("Cannot make a user namespace: {error}.")))?;
-        let root = run::mount(&store, &record, namespace.as_fd())?;
+        let mounted = mounts::mount_of(&store, &record, &path, namespace.as_fd())?;
+        let (root, path, unnamed) = match mounted {
+            Some((mount, rest)) if rest.trim_matches('/').is_empty() => (mount, "/".to_owned(), true),
+            Some((mount, rest)) => (mount, rest, false),
+            None => (run::mount(&store, &record, namespace.as_fd())?, path, false),
+        };
         Ok::<_, ApiError>(Opened {
             tree: ZoneFiles::new(root, record.first_id),
+            path,
+            unnamed,
             _turn: Some(turn),
         })
     })
     .await
 }
 
-fn of_running(container: &Container) -> Result<Option<Opened>> {
+fn of_running(container: &Container, path: &str) -> Result<Option<Opened>> {
     let Some(process) = container.process() else {
         return Ok(None);
     };
     match File::open(format!("/proc/{}/root", process.pid)) {
         Ok(root) => Ok(Some(Opened {
             tree: ZoneFiles::new(root.into(), container.record().first_id),
+            path: path.to_owned(),
+            unnamed: false,
             _turn: None,
         })),
         // It has ended meanwhile.
@@ -100,10 +112,15 @@ fn not_there(error: store::Error, container: &Container) -> ApiError {
 pub(super) async fn get(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let container = engine.containers().await?.find(&req.name)?;
     let path = asked_path(req)?;
-    let opened = open(engine, &container).await?;
+    let opened = open(engine, &container, &path).await?;
+    if opened.unnamed && req.method() != Method::HEAD {
+        return Err(ApiError::not_implemented(format!(
+            "Monobloc does not copy {path}, the whole of a mount, while its container does not run; start it first, or copy what is in it."
+        )));
+    }
     let (opened, info) = {
-        let (path, container) = (path.clone(), container.clone());
-        let stat = move || match opened.tree.stat(&path) {
+        let container = container.clone();
+        let stat = move || match opened.tree.stat(&opened.path) {
             Ok(info) => Ok((opened, info)),
             Err(error) => Err(not_there(error, &container)),
         };
@@ -112,7 +129,7 @@ pub(super) async fn get(engine: &Arc<Engine>, req: &Request) -> Result<Response>
     let mut response = if req.method() == Method::HEAD {
         empty(StatusCode::OK)
     } else {
-        tar_of(opened, move |tree, to| tree.pack(&path, to))
+        tar_of(opened, |opened, to| opened.tree.pack(&opened.path, to))
     };
     let stat = HeaderValue::from_str(&BASE64_STANDARD.encode(path_stat(&info).to_string()));
     let stat = stat.map_err(|error| ApiError::internal(format!("Cannot write a header: {error}.")))?;
@@ -149,12 +166,12 @@ fn go_mode(mode: u32) -> u32 {
 /// A 200 whose body is a tar. A failure on the way breaks the connection: its start is sent already.
 fn tar_of(
     opened: Opened,
-    write: impl FnOnce(&ZoneFiles, &mut dyn Write) -> store::Result<()> + Send + 'static,
+    write: impl FnOnce(&Opened, &mut dyn Write) -> store::Result<()> + Send + 'static,
 ) -> Response {
     let (sender, body) = channel();
     tokio::task::spawn_blocking(move || {
         let mut to = BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
-        if let Err(error) = write(&opened.tree, &mut to) {
+        if let Err(error) = write(&opened, &mut to) {
             sender.blocking_fail(io::Error::other(error.to_string()));
         }
     });
@@ -189,7 +206,7 @@ pub(super) async fn put(engine: &Arc<Engine>, req: Request) -> Result<Response> 
     let path = asked_path(&req)?;
     let keep_kinds = req.query.flag("noOverwriteDirNonDir");
     let own = req.query.flag("copyUIDGID");
-    let opened = open(engine, &container).await?;
+    let opened = open(engine, &container, &path).await?;
     let tar = SyncIoBridge::new(Box::pin(req.into_reader()));
     blocking(move || {
         let owner = if own {
@@ -199,7 +216,7 @@ pub(super) async fn put(engine: &Arc<Engine>, req: Request) -> Result<Response> 
             None
         };
         let how = Unpacking { owner, keep_kinds };
-        let unpacked = opened.tree.unpack(&path, tar, how);
+        let unpacked = opened.tree.unpack(&opened.path, tar, how);
         unpacked.map_err(|error| not_there(error, &container))
     })
     .await?;
@@ -209,9 +226,9 @@ pub(super) async fn put(engine: &Arc<Engine>, req: Request) -> Result<Response> 
 /// `GET /containers/{id}/export`
 pub(super) async fn export(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let container = engine.containers().await?.find(&req.name)?;
-    let opened = open(engine, &container).await?;
+    let opened = open(engine, &container, "/").await?;
     engine.tell("container", "export", &container);
-    Ok(tar_of(opened, |tree, to| tree.export(to)))
+    Ok(tar_of(opened, |opened, to| opened.tree.export(to)))
 }
 
 /// `GET /containers/{id}/changes`

@@ -25,16 +25,25 @@ impl Child<'_> {
         how.flags = (flags | libc::O_CLOEXEC) as u64;
         how.mode = u64::from(mode);
         how.resolve = libc::RESOLVE_IN_ROOT | libc::RESOLVE_NO_MAGICLINKS;
-        // SAFETY: `how` and the path outlive the call.
-        check_long(unsafe {
-            libc::syscall(
-                libc::SYS_openat2,
-                self.root,
-                path.as_ptr(),
-                &how,
-                size_of::<libc::open_how>(),
-            )
-        })
+        // A rename elsewhere may disturb the kernel's look at `..`; it wants to be asked again then.
+        const ATTEMPTS: usize = 100;
+        let mut opened = Err(libc::EAGAIN);
+        for _ in 0..ATTEMPTS {
+            // SAFETY: `how` and the path outlive the call.
+            opened = check_long(unsafe {
+                libc::syscall(
+                    libc::SYS_openat2,
+                    self.root,
+                    path.as_ptr(),
+                    &how,
+                    size_of::<libc::open_how>(),
+                )
+            });
+            if opened != Err(libc::EAGAIN) {
+                break;
+            }
+        }
+        opened
     }
 
     fn open_bytes(&self, path: &[u8], flags: c_int, mode: u32) -> Result<RawFd, i32> {

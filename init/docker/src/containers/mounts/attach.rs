@@ -1,6 +1,6 @@
 //! At a container's start: its mounts, detached and with its zone's ids, in the order of their depth.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
 use store::{Error as StoreError, Place, ReadOnly, Store, TreeOptions};
@@ -36,6 +36,47 @@ pub(crate) fn attach(
     // What is above comes first; it would hide what is below.
     mounts.sort_by_key(|(at, _)| at.matches('/').count());
     Ok(mounts.into_iter().map(|(_, mount)| mount).collect())
+}
+
+/// Of a container that does not run: the volume or bind in which a path lies, as a mount, and the path
+/// from there on. None where it lies in the root. Links are followed within the mount. Blocks.
+pub(crate) fn mount_of(
+    store: &Store,
+    record: &Record,
+    path: &str,
+    userns: BorrowedFd<'_>,
+) -> Result<Option<(OwnedFd, String)>> {
+    let folder = if path.ends_with('/') || path.ends_with("/.") {
+        "/"
+    } else {
+        ""
+    };
+    let cleaned = parse::clean(path);
+    let below = |point: &Point| {
+        let rest = cleaned.strip_prefix(&point.destination)?;
+        (rest.is_empty() || rest.starts_with('/')).then(|| format!("{rest}{folder}"))
+    };
+    let points = record
+        .mounts
+        .iter()
+        .filter_map(|point| Some((point, below(point)?)));
+    let Some((point, rest)) = points.max_by_key(|(point, _)| point.destination.len()) else {
+        return Ok(None);
+    };
+    let mount = match &point.kind {
+        Kind::Bind(bind) => bound(store, point, bind, userns)?,
+        Kind::Volume(volume) => of_volume(store, point, volume, userns)?,
+        // Nothing is in it before the start.
+        Kind::Tmpfs { .. } => return Ok(None),
+    };
+    match mount {
+        Mount::Tree {
+            tree, file: false, ..
+        } => Ok(Some((tree, rest))),
+        _ => Err(ApiError::not_implemented(format!(
+            "Monobloc does not copy {path}, a file that is mounted, while its container does not run; start it first."
+        ))),
+    }
 }
 
 fn temporary(root: BorrowedFd<'_>, at: String, text: &str) -> Result<Mount> {

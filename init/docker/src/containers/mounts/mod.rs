@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::Store;
 
-pub(crate) use attach::attach;
+pub(crate) use attach::{attach, mount_of};
 pub(crate) use settle::{check, fill, forget, settle, warnings};
 pub(crate) use tmpfs::{Tmpfs, parse as parse_tmpfs};
 
