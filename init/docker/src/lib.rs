@@ -26,5 +26,6 @@ mod usage;
 mod users;
 mod volumes;
 
+pub use containers::spec::seccomp_profile;
 pub use engine::{Engine, EngineConfig, Power};
 pub use serve::serve;

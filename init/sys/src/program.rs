@@ -96,6 +96,9 @@ impl MountAttributes {
     pub const NO_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_NOATIME);
     pub const STRICT_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_STRICTATIME);
     pub const NO_FOLDER_ACCESS_TIME: Self = Self(libc::MOUNT_ATTR_NODIRATIME);
+    pub const NO_SYMLINK_FOLLOW: Self = Self(libc::MOUNT_ATTR_NOSYMFOLLOW);
+    /// The bits of the kinds of access times, of which a mount has one.
+    pub const ACCESS_TIMES: Self = Self(libc::MOUNT_ATTR__ATIME);
 
     pub const fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
@@ -111,6 +114,8 @@ impl MountAttributes {
 pub enum Step {
     /// Waits for one byte; fails with `ECANCELED` when the other side closes instead.
     Await(Fd),
+    /// Writes one byte: the other side learns that this step is reached.
+    Tell(Fd),
     /// `setns(2)` with a pidfd; `CLONE_NEW*` flags.
     JoinNamespaces {
         pidfd: Fd,
@@ -173,6 +178,20 @@ pub enum Step {
     ReadOnly {
         path: CString,
     },
+    /// Makes a device node with its type, mode and owner; one that is there already is left alone.
+    MakeNode {
+        path: CString,
+        /// As of mknod(2): type and permissions.
+        mode: u32,
+        /// As of makedev(3).
+        device: u64,
+        uid: u32,
+        gid: u32,
+    },
+    /// Sets the propagation (`MS_SHARED` and the like, with `MS_REC`) of the root. After `PivotRoot`.
+    RootPropagation(u64),
+    /// Brings up the loopback device of the process's network namespace.
+    LoopbackUp,
     /// Makes the root itself read-only; what is mounted below it stays as it is. After `PivotRoot`.
     ReadOnlyRoot,
     /// Makes the new root the root, and detaches the old one.
@@ -210,6 +229,19 @@ pub enum Step {
     CapabilityBounds(u64),
     /// Sets permitted and effective, and clears inheritable and ambient.
     Capabilities(u64),
+    /// Keeps the permitted capabilities over a change of the user (`PR_SET_KEEPCAPS`).
+    KeepCapabilities,
+    CapabilitySets(CapabilitySets),
+    /// umask(2)
+    Umask(u32),
+    /// personality(2)
+    Personality(u64),
+    /// Fails as `Exec` would if none of the files could be run.
+    Executable {
+        files: Vec<CString>,
+    },
+    /// `Exec` leaves this many descriptors after standard error open.
+    Inherit(u32),
     NoNewPrivileges,
     /// A filter of `struct sock_filter` entries.
     Seccomp(Vec<SockFilter>),
@@ -220,6 +252,15 @@ pub enum Step {
         arguments: Vec<CString>,
         environment: Vec<CString>,
     },
+}
+
+/// The sets of capabilities(7) beside the bounding set, one bit each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CapabilitySets {
+    pub effective: u64,
+    pub permitted: u64,
+    pub inheritable: u64,
+    pub ambient: u64,
 }
 
 /// `struct sock_filter`.
@@ -236,6 +277,7 @@ impl Step {
     fn fds(&self) -> impl Iterator<Item = Fd> {
         let found: [Option<Fd>; 3] = match self {
             Step::Await(fd)
+            | Step::Tell(fd)
             | Step::JoinNamespaces { pidfd: fd, .. }
             | Step::AttachRoot { tree: fd, .. }
             | Step::AttachTree { tree: fd, .. }

@@ -95,3 +95,32 @@ pub fn send(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// Reads a signal by name, with `SIG` or without, or by number.
+pub fn parse(text: &str) -> Option<i32> {
+    const NAMES: &[&str] = &[
+        "", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2",
+        "PIPE", "ALRM", "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU",
+        "XFSZ", "VTALRM", "PROF", "WINCH", "IO", "PWR", "SYS",
+    ];
+    /// The real-time signals; below them are the C library's own two.
+    const FIRST_REAL_TIME: i32 = 34;
+    const LAST: i32 = 64;
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let known = NAMES.iter().position(|known| !known.is_empty() && *known == name);
+    // `RTMIN`, `RTMIN+3`, `RTMAX-2`, `RTMAX`.
+    let from_end = |end: &str, sign: char| match name.strip_prefix(end)? {
+        "" => Some(0),
+        rest => rest.strip_prefix(sign)?.parse::<u8>().ok().map(i32::from),
+    };
+    let real_time = from_end("RTMIN", '+')
+        .map(|offset| FIRST_REAL_TIME + offset)
+        .or_else(|| from_end("RTMAX", '-').map(|offset| LAST - offset))
+        .filter(|number| *number >= FIRST_REAL_TIME);
+    let number = known
+        .and_then(|at| i32::try_from(at).ok())
+        .or(real_time)
+        .or_else(|| text.parse().ok());
+    number.filter(|number| (1..=LAST).contains(number))
+}

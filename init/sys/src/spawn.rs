@@ -18,6 +18,7 @@ pub const NEW_UTS: u64 = libc::CLONE_NEWUTS as u64;
 pub const NEW_IPC: u64 = libc::CLONE_NEWIPC as u64;
 pub const NEW_NET: u64 = libc::CLONE_NEWNET as u64;
 pub const NEW_CGROUP: u64 = libc::CLONE_NEWCGROUP as u64;
+pub const NEW_TIME: u64 = libc::CLONE_NEWTIME as u64;
 
 /// `CLONE_INTO_CGROUP` (`linux/sched.h`); a flag of `clone3` alone, wider than an int.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -37,12 +38,67 @@ impl IdMap {
     };
 }
 
+/// Maps of a user namespace, as `/proc/PID/uid_map` and `gid_map` have them (user_namespaces(7)).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IdMaps {
+    pub users: Vec<IdRange>,
+    pub groups: Vec<IdRange>,
+}
+
+/// `count` ids from `inside` on in the namespace are those from `outside` on in its parent's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdRange {
+    pub inside: u32,
+    pub outside: u32,
+    pub count: u32,
+}
+
+impl From<IdMap> for IdMaps {
+    fn from(ids: IdMap) -> Self {
+        let range = IdRange {
+            inside: 0,
+            outside: ids.host,
+            count: ids.count,
+        };
+        Self {
+            users: vec![range],
+            groups: vec![range],
+        }
+    }
+}
+
 /// A limit of setrlimit(2), by the number of its `RLIMIT_*`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceLimit {
     pub resource: u32,
     pub soft: u64,
     pub hard: u64,
+}
+
+/// Names of ulimit and of getrlimit(2), less their `RLIMIT_`, by their numbers.
+const RESOURCES: &[&str] = &[
+    "cpu",
+    "fsize",
+    "data",
+    "stack",
+    "core",
+    "rss",
+    "nproc",
+    "nofile",
+    "memlock",
+    "as",
+    "locks",
+    "sigpending",
+    "msgqueue",
+    "nice",
+    "rtprio",
+    "rttime",
+];
+
+/// The number of a resource by its name, such as `nofile`.
+pub fn resource(name: &str) -> Option<u32> {
+    let at = RESOURCES.iter().position(|known| *known == name)?;
+    u32::try_from(at).ok()
 }
 
 /// How a process begins.
@@ -60,8 +116,8 @@ pub struct Spawn<'a> {
     /// Pidfds of processes, and which of their namespaces (`CLONE_NEW*`) the new process has from its
     /// birth; a user namespace comes first. The new namespaces then belong to that user namespace.
     pub enters: &'a [(BorrowedFd<'a>, c_int)],
-    /// Map of user and group ids of the new user namespace.
-    pub ids: Option<IdMap>,
+    /// Maps of user and group ids of the new user namespace.
+    pub ids: Option<IdMaps>,
     /// Set from outside: within a user namespace no hard limit can be raised.
     pub limits: &'a [ResourceLimit],
     /// `oom_score_adj` of proc(5), set from outside too; the parent's own where none.
@@ -108,7 +164,8 @@ pub fn spawn(spawn: &Spawn<'_>) -> io::Result<Spawned> {
     } else {
         clone_within(&enters, spawn.namespaces, spawn.cgroup, child)?
     };
-    let ready = spawn.ids.map_or(Ok(()), |ids| write_maps(spawned.pid, ids));
+    let maps = spawn.ids.as_ref();
+    let ready = maps.map_or(Ok(()), |maps| write_maps(spawned.pid, maps));
     let ready = ready.and_then(|()| {
         spawn
             .limits
@@ -137,7 +194,7 @@ pub fn user_namespace(ids: IdMap) -> io::Result<OwnedFd> {
             unsafe { libc::pause() };
         }
     })?;
-    let namespace = write_maps(spawned.pid, ids).and_then(|()| {
+    let namespace = write_maps(spawned.pid, &ids.into()).and_then(|()| {
         Ok(OwnedFd::from(std::fs::File::open(format!(
             "/proc/{}/ns/user",
             spawned.pid
@@ -192,10 +249,13 @@ fn set_oom_score(pid: i32, score: i32) -> io::Result<()> {
     })
 }
 
-fn write_maps(pid: i32, ids: IdMap) -> io::Result<()> {
-    let line = format!("0 {} {}\n", ids.host, ids.count);
-    for map in ["uid_map", "gid_map"] {
-        std::fs::write(format!("/proc/{pid}/{map}"), &line)
+fn write_maps(pid: i32, ids: &IdMaps) -> io::Result<()> {
+    for (map, ranges) in [("uid_map", &ids.users), ("gid_map", &ids.groups)] {
+        let lines: String = ranges
+            .iter()
+            .map(|range| format!("{} {} {}\n", range.inside, range.outside, range.count))
+            .collect();
+        std::fs::write(format!("/proc/{pid}/{map}"), lines)
             .map_err(|error| io::Error::new(error.kind(), format!("Cannot write {map}: {error}")))?;
     }
     Ok(())

@@ -95,6 +95,12 @@ impl CapabilitySet {
         self.0 & capability.bit() != 0
     }
 
+    /// Their names, such as `CAP_CHOWN`.
+    pub fn names(self) -> Vec<String> {
+        let all = ALL.iter().filter(|(capability, _)| self.contains(*capability));
+        all.map(|(capability, _)| capability.to_string()).collect()
+    }
+
     pub const fn bits(self) -> u64 {
         self.0
     }

@@ -111,6 +111,15 @@ impl Cgroups {
         unsaid.write(path)
     }
 
+    /// Takes a cgroup as it is, with the controllers that it hands down already.
+    pub fn below(root: PathBuf) -> Self {
+        Self {
+            root,
+            default_devices: Arc::default(),
+            unsaid: Most::default(),
+        }
+    }
+
     /// Folder of a zone's cgroup.
     pub fn path(&self, id: &str) -> PathBuf {
         self.root.join(id)
@@ -224,7 +233,7 @@ fn write_limits(dir: &Path, limits: &Limits, fresh: bool) -> Result<(), Error> {
     let forbidden = limits.memory.is_some() && dir.join("memory.swap.max").exists();
     to.set(
         "memory.swap.max",
-        limits.swap.is_some() || forbidden,
+        limits.swap.is_some_and(|swap| swap != u64::MAX) || forbidden,
         &amount(swap),
     )?;
     let reserved = limits.memory_reservation;

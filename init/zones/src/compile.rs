@@ -18,8 +18,8 @@ use crate::spec::{INIT, Mount, Namespace, ProcessSpec, ZoneSpec};
 /// Where the new root is attached in the zone's mount namespace until it is pivoted to.
 pub const STAGING: &str = "/run/zone-root";
 
-const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
-const DEVICE_LINKS: &[(&str, &str)] = &[
+pub(crate) const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+pub(crate) const DEVICE_LINKS: &[(&str, &str)] = &[
     ("/proc/self/fd", "/dev/fd"),
     ("/proc/self/fd/0", "/dev/stdin"),
     ("/proc/self/fd/1", "/dev/stdout"),
@@ -28,7 +28,7 @@ const DEVICE_LINKS: &[(&str, &str)] = &[
     ("/proc/kcore", "/dev/core"),
 ];
 
-const NO_SUID_EXEC: MountAttributes = MountAttributes::NO_SUID.with(MountAttributes::NO_EXEC);
+pub(crate) const NO_SUID_EXEC: MountAttributes = MountAttributes::NO_SUID.with(MountAttributes::NO_EXEC);
 const NO_SUID_DEV_EXEC: MountAttributes = NO_SUID_EXEC.with(MountAttributes::NO_DEV);
 const HIDDEN: MountAttributes = NO_SUID_DEV_EXEC.with(MountAttributes::READ_ONLY);
 
@@ -58,18 +58,19 @@ pub(crate) enum ChildStdio {
     Terminal(OwnedFd),
 }
 
-struct Builder {
-    steps: Vec<Step>,
-    fds: Vec<OwnedFd>,
+#[derive(Default)]
+pub(crate) struct Builder {
+    pub(crate) steps: Vec<Step>,
+    pub(crate) fds: Vec<OwnedFd>,
 }
 
 impl Builder {
-    fn fd(&mut self, fd: OwnedFd) -> Fd {
+    pub(crate) fn fd(&mut self, fd: OwnedFd) -> Fd {
         self.fds.push(fd);
         Fd((self.fds.len() - 1) as u16)
     }
 
-    fn add(&mut self, step: Step) {
+    pub(crate) fn add(&mut self, step: Step) {
         self.steps.push(step);
     }
 
@@ -98,7 +99,7 @@ impl Builder {
     }
 }
 
-fn text(text: impl Into<String>) -> Result<CString, Error> {
+pub(crate) fn text(text: impl Into<String>) -> Result<CString, Error> {
     CString::new(text.into())
         .map_err(|error| Error::NullByte(String::from_utf8_lossy(&error.into_vec()).into_owned()))
 }
@@ -216,7 +217,7 @@ pub(crate) fn exec(
 
 /// The process was born with the host's ids, which mean nothing in its user namespace, and with the
 /// session keyring of process 1.
-fn become_root(b: &mut Builder) {
+pub(crate) fn become_root(b: &mut Builder) {
     b.add(Step::Groups(Vec::new()));
     b.add(Step::Group(0));
     b.add(Step::User(0));
@@ -278,7 +279,7 @@ fn system_mounts(b: &mut Builder, spec: &ZoneSpec) -> Result<(), Error> {
     Ok(())
 }
 
-fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {
+pub(crate) fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {
     match mount {
         Mount::Tmpfs {
             at,
@@ -290,6 +291,18 @@ fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {
                 .map(|(key, value)| (key.as_str(), value.as_str()))
                 .collect();
             b.mount("tmpfs", &options, attributes, &at)
+        }
+        Mount::New {
+            fstype,
+            at,
+            options,
+            attributes,
+        } => {
+            let options: Vec<(&str, &str)> = options
+                .iter()
+                .map(|(key, value)| (key.as_str(), value.as_str()))
+                .collect();
+            b.mount(&fstype, &options, attributes, &at)
         }
         Mount::Tree { tree, at, file } => {
             let tree = b.fd(tree);
@@ -307,7 +320,7 @@ fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {
     }
 }
 
-fn connect(b: &mut Builder, stdio: ChildStdio, process: &ProcessSpec, first: bool) {
+pub(crate) fn connect(b: &mut Builder, stdio: ChildStdio, process: &ProcessSpec, first: bool) {
     b.add(Step::NewSession);
     match stdio {
         ChildStdio::Pipes(pipes) => {
@@ -347,22 +360,7 @@ fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled,
         b.add(Step::Capabilities(effective(process)));
     }
     let name = process.args.first().cloned().unwrap_or_default();
-    b.add(Step::Exec {
-        files: candidates(&name, &process.env)
-            .into_iter()
-            .map(text)
-            .collect::<Result<_, _>>()?,
-        arguments: process
-            .args
-            .iter()
-            .map(|arg| text(&**arg))
-            .collect::<Result<_, _>>()?,
-        environment: process
-            .env
-            .iter()
-            .map(|entry| text(&**entry))
-            .collect::<Result<_, _>>()?,
-    });
+    b.add(run(&name, process)?);
     Ok(Compiled {
         program: Program {
             steps: b.steps,
@@ -372,6 +370,19 @@ fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled,
         name,
         limits: limits(process),
         oom_score_adj: Some(process.oom_score_adj).filter(|score| *score != 0),
+    })
+}
+
+/// The last step: the image's program.
+pub(crate) fn run(name: &str, process: &ProcessSpec) -> Result<Step, Error> {
+    let texts = |list: &[String]| list.iter().map(|entry| text(&**entry)).collect::<Result<_, _>>();
+    Ok(Step::Exec {
+        files: candidates(name, &process.env)
+            .into_iter()
+            .map(text)
+            .collect::<Result<_, _>>()?,
+        arguments: texts(&process.args)?,
+        environment: texts(&process.env)?,
     })
 }
 
@@ -420,7 +431,7 @@ fn effective(process: &ProcessSpec) -> u64 {
 }
 
 /// The files that a program's name may mean, as execvp(3) tries them.
-fn candidates(name: &str, env: &[String]) -> Vec<String> {
+pub(crate) fn candidates(name: &str, env: &[String]) -> Vec<String> {
     if name.is_empty() || name.contains('/') {
         return vec![name.to_owned()];
     }
@@ -451,6 +462,11 @@ pub(crate) fn describe(step: Option<&Step>) -> String {
         Some(Step::AttachTree { at, .. } | Step::BindHost { at, .. }) => format!("mount on {}", show(at)),
         Some(Step::File { path, .. } | Step::WriteFile { path, .. }) => format!("write {}", show(path)),
         Some(Step::Mask { path } | Step::ReadOnly { path }) => format!("protect {}", show(path)),
+        Some(Step::MakeNode { path, .. }) => format!("make the device {}", show(path)),
+        Some(Step::CapabilityBounds(_) | Step::Capabilities(_) | Step::CapabilitySets(_)) => {
+            "set the capabilities".to_owned()
+        }
+        Some(Step::LoopbackUp) => "bring the loopback device up".to_owned(),
         Some(Step::WorkingDir { path, .. }) => format!("chdir to cwd (\"{}\")", show(path)),
         Some(Step::JoinNamespaces { .. }) => "join the zone's namespaces".to_owned(),
         Some(Step::User(_) | Step::Group(_) | Step::Groups(_)) => "change to the user".to_owned(),

@@ -60,6 +60,20 @@ pub enum StartError {
 }
 
 impl StartError {
+    /// What an error of execve(2) means.
+    pub(crate) fn from_exec(program: String, errno: i32) -> Self {
+        match errno {
+            libc::ENOENT | libc::ENOTDIR if program.contains('/') => Self::NotFound { program },
+            libc::ENOENT | libc::ENOTDIR => Self::NotInPath { program },
+            libc::EACCES | libc::EPERM => Self::PermissionDenied { program },
+            libc::ENOEXEC => Self::NotExecutable { program },
+            _ => Self::Step {
+                step: format!("run \"{program}\""),
+                source: io::Error::from_raw_os_error(errno),
+            },
+        }
+    }
+
     /// The exit code that Docker gives such a failure.
     pub fn exit_code(&self) -> i32 {
         match self {

@@ -13,6 +13,7 @@ mod cgroup;
 mod compile;
 mod device_rules;
 pub mod devices;
+pub mod direct;
 mod error;
 mod freezer;
 pub mod keeper;

@@ -523,23 +523,11 @@ impl Pending {
     }
 
     fn explain(&self, failure: Failure) -> StartError {
-        let source = io::Error::from_raw_os_error(failure.errno);
-        let step = self.program.steps.get(failure.step);
-        let program = self.name.clone();
-        match (step, failure.errno) {
-            (Some(Step::Exec { .. }), libc::ENOENT | libc::ENOTDIR) if program.contains('/') => {
-                StartError::NotFound { program }
-            }
-            (Some(Step::Exec { .. }), libc::ENOENT | libc::ENOTDIR) => StartError::NotInPath { program },
-            (Some(Step::Exec { .. }), libc::EACCES | libc::EPERM) => StartError::PermissionDenied { program },
-            (Some(Step::Exec { .. }), libc::ENOEXEC) => StartError::NotExecutable { program },
-            (Some(Step::Exec { .. }), _) => StartError::Step {
-                step: format!("run \"{program}\""),
-                source,
-            },
-            (step, _) => StartError::Step {
+        match self.program.steps.get(failure.step) {
+            Some(Step::Exec { .. }) => StartError::from_exec(self.name.clone(), failure.errno),
+            step => StartError::Step {
                 step: compile::describe(step),
-                source,
+                source: io::Error::from_raw_os_error(failure.errno),
             },
         }
     }

@@ -235,6 +235,14 @@ pub enum Mount {
         options: Vec<(String, String)>,
         attributes: MountAttributes,
     },
+    /// A new mount of any file system.
+    New {
+        fstype: String,
+        at: String,
+        /// Of the file system; one without a value is a flag.
+        options: Vec<(String, String)>,
+        attributes: MountAttributes,
+    },
     /// A detached mount (`open_tree(2)`), already idmapped to the zone's ids.
     Tree { tree: OwnedFd, at: String, file: bool },
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::ptr;
 
-use super::{MountAttributes, SockFilter};
+use super::{CapabilitySets, MountAttributes, SockFilter};
 
 pub(super) type Done = Result<(), i32>;
 
@@ -157,6 +157,66 @@ pub(super) fn write_file(path: &CStr, data: &[u8]) -> Done {
     }
 }
 
+pub(super) fn write_byte(fd: RawFd) -> Done {
+    // SAFETY: writes one byte of a local.
+    check_long(unsafe { libc::write(fd, [1u8].as_ptr().cast(), 1) } as c_long).map(drop)
+}
+
+/// Clears the mark by which an exec would close a descriptor.
+pub(super) fn keep_open(fd: RawFd) -> Done {
+    // SAFETY: a plain number.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }).map(drop)
+}
+
+/// An error of execve(2) that can be told beforehand.
+pub(super) fn executable(file: &CStr) -> Done {
+    // SAFETY: a prepared string; the descriptor is closed again.
+    unsafe {
+        let fd = check(libc::open(file.as_ptr(), libc::O_PATH | libc::O_CLOEXEC))?;
+        let mut stat: libc::stat = std::mem::zeroed();
+        let known = check(libc::fstat(fd, &mut stat));
+        close(fd);
+        known?;
+        // Whatever the user: one of the bits must be set, even for root.
+        if stat.st_mode & libc::S_IFMT == libc::S_IFREG && stat.st_mode & 0o111 != 0 {
+            Ok(())
+        } else {
+            Err(libc::EACCES)
+        }
+    }
+}
+
+pub(super) fn umask(mask: u32) -> Done {
+    // SAFETY: a plain number; it cannot fail.
+    unsafe { libc::umask(mask) };
+    Ok(())
+}
+
+pub(super) fn personality(number: u64) -> Done {
+    // SAFETY: a plain number.
+    check(unsafe { libc::personality(number as libc::c_ulong) }).map(drop)
+}
+
+/// ioctls of netdevice(7).
+pub(super) fn loopback_up() -> Done {
+    // SAFETY: an all-zero `ifreq` is valid; the kernel reads and fills it, and it outlives the calls.
+    unsafe {
+        let socket = check(libc::socket(
+            libc::AF_INET,
+            libc::SOCK_DGRAM | libc::SOCK_CLOEXEC,
+            0,
+        ))?;
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        let read = check(libc::ioctl(socket, libc::SIOCGIFFLAGS, &mut request));
+        request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+        let set = read.and_then(|_| check(libc::ioctl(socket, libc::SIOCSIFFLAGS, &request)));
+        close(socket);
+        set.map(drop)
+    }
+}
+
 /// `setns(2)`
 pub(super) fn join_namespaces(pidfd: RawFd, flags: c_int) -> Done {
     // SAFETY: plain numbers.
@@ -172,6 +232,12 @@ pub(super) fn private_mounts() -> Done {
     let (none, root) = (ptr::null(), c"/".as_ptr());
     // SAFETY: constant strings.
     check(unsafe { libc::mount(none, root, none, libc::MS_REC | libc::MS_PRIVATE, ptr::null()) }).map(drop)
+}
+
+pub(super) fn root_propagation(flags: u64) -> Done {
+    let (none, root) = (ptr::null(), c"/".as_ptr());
+    // SAFETY: constant strings.
+    check(unsafe { libc::mount(none, root, none, flags as libc::c_ulong, ptr::null()) }).map(drop)
 }
 
 pub(super) fn set_host_name(name: &CStr) -> Done {
@@ -257,16 +323,25 @@ struct CapabilityData {
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 pub(super) fn set_capabilities(set: u64) -> Done {
+    set_capability_sets(CapabilitySets {
+        effective: set,
+        permitted: set,
+        inheritable: 0,
+        ambient: 0,
+    })
+}
+
+pub(super) fn set_capability_sets(sets: CapabilitySets) -> Done {
     let header = CapabilityHeader {
         version: CAPABILITY_VERSION_3,
         pid: 0,
     };
-    let half = |bits: u32| CapabilityData {
-        effective: bits,
-        permitted: bits,
-        inheritable: 0,
+    let half = |shift: u32| CapabilityData {
+        effective: (sets.effective >> shift) as u32,
+        permitted: (sets.permitted >> shift) as u32,
+        inheritable: (sets.inheritable >> shift) as u32,
     };
-    let data = [half(set as u32), half((set >> 32) as u32)];
+    let data = [half(0), half(32)];
     // SAFETY: structures of capget(2), version 3, which outlive the calls.
     unsafe {
         check(libc::prctl(
@@ -276,8 +351,18 @@ pub(super) fn set_capabilities(set: u64) -> Done {
             0,
             0,
         ))?;
-        check_long(libc::syscall(libc::SYS_capset, &header, data.as_ptr())).map(drop)
+        check_long(libc::syscall(libc::SYS_capset, &header, data.as_ptr()))?;
     }
+    for capability in (0..CAPABILITIES).filter(|number| sets.ambient & (1 << number) != 0) {
+        // SAFETY: plain numbers.
+        check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_RAISE, capability, 0, 0) })?;
+    }
+    Ok(())
+}
+
+pub(super) fn keep_capabilities() -> Done {
+    // SAFETY: plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }).map(drop)
 }
 
 /// `SECCOMP_SET_MODE_FILTER` of seccomp(2).

@@ -90,6 +90,7 @@ impl<'a> Prepared<'a> {
         let mut child = Child {
             fds: self.fds,
             root: -1,
+            inherited: 0,
             prepared: self,
         };
         for (index, step) in self.program.steps.iter().enumerate() {
@@ -120,6 +121,8 @@ pub(super) struct Child<'a> {
     fds: &'a [RawFd],
     /// The new root, `O_PATH`; -1 while there is none, and the process's own root then.
     pub(super) root: RawFd,
+    /// Descriptors after standard error that the exec leaves open.
+    inherited: c_uint,
     prepared: &'a Prepared<'a>,
 }
 
@@ -131,6 +134,7 @@ impl Child<'_> {
     fn step(&mut self, step: &Step) -> Done {
         match step {
             Step::Await(fd) => self.wait_for(self.fd(*fd)),
+            Step::Tell(fd) => write_byte(self.fd(*fd)),
             Step::JoinNamespaces { pidfd, flags } => join_namespaces(self.fd(*pidfd), *flags),
             Step::Unshare { flags } => unshare(*flags),
             Step::PrivateMounts => private_mounts(),
@@ -148,6 +152,15 @@ impl Child<'_> {
                 self.attach(tree, at)
             }
             Step::File { path, data } => self.file(path, data),
+            Step::MakeNode {
+                path,
+                mode,
+                device,
+                uid,
+                gid,
+            } => self.make_node(path, *mode, *device, (*uid, *gid)),
+            Step::RootPropagation(flags) => root_propagation(*flags),
+            Step::LoopbackUp => loopback_up(),
             Step::ReadOnlyRoot => read_only_root(),
             Step::AttachTree { tree, at } => self.attach(self.fd(*tree), at),
             Step::BindHost { host, attributes, at } => {
@@ -177,6 +190,15 @@ impl Child<'_> {
             Step::User(uid) => set_user(*uid),
             Step::CapabilityBounds(kept) => bound_capabilities(*kept),
             Step::Capabilities(set) => set_capabilities(*set),
+            Step::KeepCapabilities => keep_capabilities(),
+            Step::CapabilitySets(sets) => set_capability_sets(*sets),
+            Step::Umask(mask) => umask(*mask),
+            Step::Personality(number) => personality(*number),
+            Step::Executable { files } => self.executable(files),
+            Step::Inherit(count) => {
+                self.inherited = *count;
+                (3..count.saturating_add(3)).try_for_each(|number| keep_open(number as RawFd))
+            }
             Step::NoNewPrivileges => no_new_privileges(),
             Step::Seccomp(filter) => install_filter(filter),
             Step::Exec { files, .. } => self.exec(files),
@@ -268,12 +290,25 @@ impl Child<'_> {
         }
     }
 
+    /// Whether the exec will find something to run, as far as a caller who may do all can tell.
+    fn executable(&self, files: &[CString]) -> Done {
+        let mut worst = libc::ENOENT;
+        for file in files {
+            match executable(file) {
+                Ok(()) => return Ok(()),
+                Err(libc::ENOENT | libc::ENOTDIR) => {}
+                Err(error) => worst = error,
+            }
+        }
+        Err(worst)
+    }
+
     fn exec(&self, files: &[CString]) -> Done {
-        // SAFETY: marks every descriptor from 3 on to be closed by the exec.
+        // SAFETY: marks every descriptor from 3 on, or after the inherited ones, to be closed by the exec.
         check_long(unsafe {
             libc::syscall(
                 libc::SYS_close_range,
-                3 as c_uint,
+                self.inherited.saturating_add(3),
                 c_uint::MAX,
                 libc::CLOSE_RANGE_CLOEXEC,
             )

@@ -175,6 +175,34 @@ impl Child<'_> {
         }
     }
 
+    pub(super) fn make_node(&self, path: &CStr, mode: u32, device: u64, owner: (u32, u32)) -> Done {
+        let (parent, name) = split(path.to_bytes());
+        self.make_dirs(parent, 0o755)?;
+        let dir = self.open_bytes(parent, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+        let name = PathBuffer::new(name)?;
+        let text = name.as_c()?.as_ptr();
+        // SAFETY: a terminated name and an open folder. The mode is meant as it is said, whatever the
+        // umask, and whoever the folder's group is.
+        let made = unsafe {
+            check(libc::mknodat(dir, text, mode, device)).and_then(|_| {
+                check_long(libc::syscall(
+                    libc::SYS_fchownat,
+                    dir,
+                    text,
+                    owner.0,
+                    owner.1,
+                    libc::AT_SYMLINK_NOFOLLOW,
+                ))?;
+                check(libc::fchmodat(dir, text, mode & 0o7777, 0))
+            })
+        };
+        close(dir);
+        match made {
+            Ok(_) | Err(libc::EEXIST) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Attaches a detached mount on a path that is there.
     pub(super) fn attach(&self, tree: RawFd, at: &CStr) -> Done {
         let target = self.open(at, libc::O_PATH, 0)?;

@@ -295,7 +295,7 @@ impl Server {
             cgroup: cgroup.as_ref().map(AsFd::as_fd),
             pid_namespace_of: joined.as_ref().map(AsFd::as_fd),
             enters: &enters,
-            ids: request.ids,
+            ids: request.ids.map(Into::into),
             limits: &request.limits,
             oom_score_adj: request.oom_score_adj,
         })?;

@@ -8,31 +8,10 @@ use super::positive;
 use crate::containers::config::{HostConfig, ThrottleDevice, Ulimit};
 use crate::http::{ApiError, Result};
 
-/// Names of `ulimit`, with their numbers.
-const RLIMITS: &[(&str, u32)] = &[
-    ("cpu", 0),
-    ("fsize", 1),
-    ("data", 2),
-    ("stack", 3),
-    ("core", 4),
-    ("rss", 5),
-    ("nproc", 6),
-    ("nofile", 7),
-    ("memlock", 8),
-    ("as", 9),
-    ("locks", 10),
-    ("sigpending", 11),
-    ("msgqueue", 12),
-    ("nice", 13),
-    ("rtprio", 14),
-    ("rttime", 15),
-];
-
 pub(super) fn rlimits(host: &HostConfig) -> Result<Vec<ResourceLimit>> {
     let one = |limit: &Ulimit| {
-        let known = RLIMITS.iter().find(|(name, _)| *name == limit.name);
-        let (_, resource) =
-            known.ok_or_else(|| ApiError::bad_request(format!("invalid ulimit type: {}", limit.name)))?;
+        let resource = sys::spawn::resource(&limit.name)
+            .ok_or_else(|| ApiError::bad_request(format!("invalid ulimit type: {}", limit.name)))?;
         // -1 is no limit.
         let amount = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
         let (soft, hard) = (amount(limit.soft), amount(limit.hard));
@@ -41,11 +20,7 @@ pub(super) fn rlimits(host: &HostConfig) -> Result<Vec<ResourceLimit>> {
                 "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
             )));
         }
-        Ok(ResourceLimit {
-            resource: *resource,
-            soft,
-            hard,
-        })
+        Ok(ResourceLimit { resource, soft, hard })
     };
     host.ulimits.iter().map(one).collect()
 }

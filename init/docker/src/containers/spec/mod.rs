@@ -27,6 +27,7 @@ pub(crate) use limits::{check_limits, limits, warnings};
 use mounts::paths;
 use names::{extra_host, hosts, resolv_conf};
 pub(crate) use ports::ports;
+pub use security::seccomp_profile;
 use security::{capabilities, security};
 pub(crate) use signals::parse_signal;
 use sysctls::check_sysctls;

@@ -82,6 +82,15 @@ fn custom(profile: &str, capabilities: CapabilitySet) -> Result<Seccomp> {
     Ok(Seccomp::Custom(Arc::new(profile)))
 }
 
+/// Reads a profile of system calls in Docker's form, of which that of the OCI runtime-spec is a part,
+/// for a process with these capabilities.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn seccomp_profile(profile: &str, capabilities: CapabilitySet) -> std::result::Result<Seccomp, String> {
+    custom(profile, capabilities).map_err(|error| error.message)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
