@@ -1,6 +1,7 @@
 //! `/init`: the appliance's one binary. As process 1 it boots the machine and keeps the zones'
 //! processes; as `/init supervisor` it is everything else; as a zone's `/sbin/docker-init` it is that
-//! zone's process 1. The role is told apart by its name, the process id and the first argument, so that one static file in the image serves both.
+//! zone's process 1; with the command line of an OCI runtime it runs bundles. The role is told apart by
+//! its name, the process id and the first argument, so that one static file in the image serves all.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ mod keeper;
 mod link;
 mod modules;
 mod mounts;
+mod oci;
 mod pool;
 mod power;
 mod preload;
@@ -36,10 +38,12 @@ fn main() -> ExitCode {
     } else if std::env::args().nth(1).as_deref() == Some(docker::upgrade::PROTOCOL) {
         println!("{}", docker::upgrade::introduction(&version()));
         ExitCode::SUCCESS
+    } else if std::env::args_os().len() > 1 {
+        oci::run()
     } else {
         eprintln!(
             "This is the init of a Monobloc appliance, version {}. It runs as process 1 of a booted image; \
-             build one with `monobloc build RECIPE -o FILE`.",
+             build one with `monobloc build RECIPE -o FILE`. Elsewhere it is an OCI runtime: `init --help`.",
             env!("CARGO_PKG_VERSION")
         );
         ExitCode::from(2)

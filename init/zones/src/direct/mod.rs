@@ -262,7 +262,7 @@ pub fn create(zone: DirectZone, cgroup: Option<BorrowedFd<'_>>, lasting: Lasting
         limits: &rlimits,
         oom_score_adj,
     })
-    .map_err(|error| Error::NotCloned(error.to_string()))?;
+    .map_err(Error::io("start the process"))?;
     Ok(Created {
         steps: Steps::of(&compiled.program, &compiled.name),
         reported: lasting.reported,
@@ -310,7 +310,7 @@ pub fn add(added: Added<'_>) -> Result<Spawned, StartError> {
         limits: &rlimits,
         oom_score_adj,
     })
-    .map_err(|error| Error::NotCloned(error.to_string()))?;
+    .map_err(Error::io("start the process"))?;
     let steps = Steps::of(&compiled.program, &compiled.name);
     // Our own copy of the report would keep it open.
     drop(compiled.fds);
@@ -370,5 +370,5 @@ pub fn help(helper: Helper<'_>) -> Result<Spawned, Error> {
         limits: &[] as &[ResourceLimit],
         oom_score_adj: None,
     })
-    .map_err(|error| Error::NotCloned(error.to_string()))
+    .map_err(Error::io("start the process"))
 }
