@@ -7,6 +7,7 @@
 // `json!` of the longer answers goes one level deeper with each token.
 #![recursion_limit = "512"]
 
+mod build;
 mod containers;
 pub mod engine;
 pub mod events;

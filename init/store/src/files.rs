@@ -7,14 +7,16 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 
+use crate::changes::names;
+use crate::digest::{Digest, Hasher};
 use crate::error::{During, Error, Result};
 use crate::extract::copying::Copying;
 use crate::extract::{Extractor, Placing};
 use crate::layer::decompress;
-use crate::pack::Packer;
+use crate::pack::{Packer, Part, Shape};
 use crate::root::as_owner;
 use crate::tarball::Tarball;
 
@@ -139,6 +141,63 @@ impl ZoneFiles {
             .during(what)
     }
 
+    /// Names in a folder, sorted.
+    ///
+    /// # Errors
+    /// As [`Self::stat`].
+    pub fn list(&self, folder: &str) -> Result<Vec<String>> {
+        let opened = self.open_folder(&Clean::of(folder).text(), folder)?;
+        let names = names(&opened).during(format!("read the folder {folder}"))?;
+        Ok(names
+            .iter()
+            .map(|name| String::from_utf8_lossy(name).into_owned())
+            .collect())
+    }
+
+    /// Whether a path, with links followed, is a folder.
+    pub fn is_folder(&self, path: &str) -> bool {
+        self.open_folder(&Clean::of(path).text(), path).is_ok()
+    }
+
+    /// The first bytes of a file, with links followed: at most so many.
+    ///
+    /// # Errors
+    /// As [`Self::stat`].
+    pub fn beginning(&self, path: &str, most: u64) -> Result<Vec<u8>> {
+        let mut content = Vec::new();
+        let read = self.open_file(path)?.take(most).read_to_end(&mut content);
+        read.during(format!("read {path}"))?;
+        Ok(content)
+    }
+
+    fn open_file(&self, path: &str) -> Result<std::fs::File> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let file = self.open(&Clean::of(path).text(), flags);
+        Ok(file.map_err(|reason| failed(reason, path))?.into())
+    }
+
+    /// A small file's content, with links followed; what is beyond `most` bytes is refused.
+    ///
+    /// # Errors
+    /// As [`Self::stat`], and [`Error::BadArchive`] for a file that is too large.
+    pub fn read(&self, path: &str, most: u64) -> Result<Vec<u8>> {
+        let file = self.open(
+            &Clean::of(path).text(),
+            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        );
+        let file = std::fs::File::from(file.map_err(|reason| failed(reason, path))?);
+        let mut content = Vec::new();
+        file.take(most + 1)
+            .read_to_end(&mut content)
+            .during(format!("read {path}"))?;
+        if content.len() as u64 > most {
+            return Err(Error::BadArchive {
+                reason: format!("{path} has more than {most} bytes"),
+            });
+        }
+        Ok(content)
+    }
+
     /// Unpacks a tar (plain, gzip or zstd) into a folder that is there.
     ///
     /// # Errors
@@ -206,6 +265,75 @@ impl ZoneFiles {
         };
         Ok(format!("/{}", Clean::of(&whole).text()))
     }
+}
+
+/// Parts of one tree, for a tar that is put together of several.
+pub struct Group<'a> {
+    pub files: &'a ZoneFiles,
+    pub parts: &'a [Part],
+    pub shape: Shape,
+}
+
+/// Writes parts of trees as one tar.
+///
+/// # Errors
+/// [`Error::NoSuchPath`] before anything is written; or what cannot be read or written.
+pub fn pack_groups(groups: &[Group<'_>], to: impl Write) -> Result<()> {
+    let mut found = Vec::new();
+    for group in groups {
+        for part in group.parts {
+            let clean = Clean::of(&part.from);
+            let at = group.files.locate(&clean, &part.from)?;
+            let stat = stat_of(&at, &part.from)?;
+            let is_folder = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+            found.push((at, is_folder, part.to.trim_matches('/').as_bytes(), group.shape));
+        }
+    }
+    Packer::new(to, 0)
+        .whole(|packer| {
+            for (at, is_folder, to, shape) in &found {
+                packer.shape = *shape;
+                if *is_folder {
+                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                    let folder = openat(&at.folder, at.name.as_str(), flags, Mode::empty())?;
+                    packer.add_within(&folder, to)?;
+                } else {
+                    packer.add_at(at.folder.as_fd(), at.name.as_bytes(), to, 0)?;
+                }
+            }
+            Ok(())
+        })
+        .during("pack files")
+}
+
+/// A digest of the same parts: names, owners, permissions and contents, but no times.
+///
+/// # Errors
+/// As [`pack_groups`].
+pub fn digest_groups(groups: &[Group<'_>]) -> Result<Digest> {
+    struct Sum(Hasher);
+    impl Write for Sum {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.update(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut sum = Sum(Hasher::default());
+    let timeless: Vec<Group<'_>> = groups
+        .iter()
+        .map(|group| Group {
+            shape: Shape {
+                timeless: true,
+                ..group.shape
+            },
+            ..*group
+        })
+        .collect();
+    pack_groups(&timeless, &mut sum)?;
+    Ok(sum.0.finish().0)
 }
 
 fn stat_of(at: &Located, asked: &str) -> Result<Stat> {

@@ -31,6 +31,26 @@ pub(crate) struct Packer<W: Write> {
     /// An upper tree of overlayfs, whose marks of what is gone become those of a layer; with the
     /// paths that stay out of it.
     upper: Option<&'static [&'static str]>,
+    pub(crate) shape: Shape,
+}
+
+/// What every entry is, whatever the file says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shape {
+    pub owner: Option<(u32, u32)>,
+    /// Permissions of files and folders.
+    pub mode: Option<u32>,
+    /// All times are 1970's, so that equal content gives equal bytes.
+    pub timeless: bool,
+}
+
+/// One part of a tar that is put together of several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// A path in the tree.
+    pub from: String,
+    /// Its name in the tar; of a folder only what is in it is packed, below this name.
+    pub to: String,
 }
 
 /// What takes nothing any more when it is broken: the builder ends every archive when it is dropped,
@@ -63,6 +83,7 @@ impl<W: Write> Packer<W> {
             linked: HashMap::new(),
             device: None,
             upper: None,
+            shape: Shape::default(),
         }
     }
 
@@ -85,15 +106,31 @@ impl<W: Write> Packer<W> {
 
     /// Writes `name` in `folder`, with all that is below it, as `path`; an empty path is the tar's root.
     /// The end of the archive is written only after the whole of it.
-    pub(crate) fn add(mut self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> io::Result<()> {
-        let added = self.add_at(folder, name, path, 0);
+    pub(crate) fn add(self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8]) -> io::Result<()> {
+        self.whole(|packer| packer.add_at(folder, name, path, 0))
+    }
+
+    /// Writes what `fill` adds, and the end of the archive if it does not fail.
+    pub(crate) fn whole(mut self, fill: impl FnOnce(&mut Self) -> io::Result<()>) -> io::Result<()> {
+        let added = fill(&mut self);
         self.builder.get_mut().broken = added.is_err();
         let ended = self.builder.finish();
         added.and(ended)?;
         self.builder.into_inner()?.to.flush()
     }
 
-    fn add_at(&mut self, folder: BorrowedFd<'_>, name: &[u8], path: &[u8], depth: usize) -> io::Result<()> {
+    /// Adds what is in a folder, but not the folder itself.
+    pub(crate) fn add_within(&mut self, folder: &OwnedFd, path: &[u8]) -> io::Result<()> {
+        self.add_children(folder, path, 0)
+    }
+
+    pub(crate) fn add_at(
+        &mut self,
+        folder: BorrowedFd<'_>,
+        name: &[u8],
+        path: &[u8],
+        depth: usize,
+    ) -> io::Result<()> {
         let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
         if self.device.is_some_and(|device| device != stat.st_dev) || depth > MAX_DEPTH {
             return Ok(());
@@ -159,7 +196,11 @@ impl<W: Write> Packer<W> {
         if self.upper.is_some() && changes::is_opaque(&dir) {
             self.mark(OPAQUE, path)?;
         }
-        for name in names(&dir)? {
+        self.add_children(&dir, path, depth)
+    }
+
+    fn add_children(&mut self, dir: &OwnedFd, path: &[u8], depth: usize) -> io::Result<()> {
+        for name in names(dir)? {
             let below = if path.is_empty() {
                 name.clone()
             } else {
@@ -220,12 +261,18 @@ impl<W: Write> Packer<W> {
 
     fn header(&self, stat: &Stat) -> Header {
         let mut header = Header::new_ustar();
-        header.set_mode(stat.st_mode & 0o7777);
+        let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
+        header.set_mode(match self.shape.mode {
+            Some(mode) if !is_link => mode,
+            _ => stat.st_mode & 0o7777,
+        });
         // What is not of the zone is nobody's in it.
-        let own = |id: u32| u64::from(id.checked_sub(self.first_id).unwrap_or(65_534));
-        header.set_uid(own(stat.st_uid));
-        header.set_gid(own(stat.st_gid));
-        header.set_mtime(u64::try_from(stat.st_mtime).unwrap_or(0));
+        let own = |id: u32| id.checked_sub(self.first_id).unwrap_or(65_534);
+        let (uid, gid) = self.shape.owner.unwrap_or((own(stat.st_uid), own(stat.st_gid)));
+        header.set_uid(uid.into());
+        header.set_gid(gid.into());
+        let mtime = if self.shape.timeless { 0 } else { stat.st_mtime };
+        header.set_mtime(u64::try_from(mtime).unwrap_or(0));
         header.set_size(0);
         header
     }

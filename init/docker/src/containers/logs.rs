@@ -156,7 +156,7 @@ async fn tell(
     }
 }
 
-async fn next_entries(mut reader: Reader) -> Result<(Vec<Entry>, Reader)> {
+pub(crate) async fn next_entries(mut reader: Reader) -> Result<(Vec<Entry>, Reader)> {
     blocking(move || {
         let entries = reader.entries().map_err(unreadable)?;
         Ok::<_, ApiError>((entries, reader))

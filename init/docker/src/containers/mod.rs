@@ -15,6 +15,7 @@ mod control;
 mod create;
 pub(crate) mod devices;
 mod ending;
+mod errand;
 mod files;
 mod list;
 mod log_driver;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
 pub(crate) use container::{Container, Record, Status};
+pub(crate) use errand::{discard, make, run_to_end};
 pub(crate) use files::MADE;
 pub(crate) use list::{sizes, summary};
 pub(crate) use log_driver::Driver as LogDriver;

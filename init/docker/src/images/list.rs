@@ -1,6 +1,6 @@
 //! What images there are and what is in them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bollard_stubs::models::{ImageHistoryResponseItem, ImageSummary};
@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::find;
+use crate::build::cache;
 use crate::engine::Engine;
 use crate::http::{self, ApiVersion, Request, Response, Result};
 
@@ -29,9 +30,16 @@ pub(super) async fn list(engine: &Arc<Engine>, req: Request) -> Result<Response>
         find(&store, name).map(|image| Some(seconds(&image.created)))
     };
     let (before, since) = (edge("before")?, edge("since")?);
+    let hidden = if req.query.flag("all") {
+        HashSet::new()
+    } else {
+        cache::images(&store)
+    };
     let shown = |image: &Image| {
+        let is_cache = image.references.is_empty() && hidden.contains(&image.id.to_string());
         let created = seconds(&image.created);
-        filters.labels(|key| image.config.config.labels.get(key).map(String::as_str))
+        !is_cache
+            && filters.labels(|key| image.config.config.labels.get(key).map(String::as_str))
             && filters.matches("dangling", |wanted| {
                 image.references.is_empty() == matches!(wanted, "1" | "true")
             })

@@ -9,6 +9,7 @@ mod remove;
 
 pub(crate) use commit::commit;
 pub(crate) use list::usage;
+pub(crate) use pull::{download, fetch};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use store::Image;
 
+use crate::build;
 use crate::engine::Engine;
 use crate::http::{self, ApiError, Request, Response, Result};
 use crate::registry::{Credentials, RegistryError, Session};
@@ -35,10 +37,8 @@ pub async fn route(
         ("GET", ["images", "json"]) => list::list(&engine, req).await,
         ("POST", ["images", "create"]) => pull::create(&engine, req).await,
         ("POST", ["images", "load"]) => archive::load(&engine, req).await,
-        // Nothing is built here, so that there is no cache of it.
-        ("POST", ["build", "prune"]) => {
-            http::ok(&serde_json::json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }))
-        }
+        ("POST", ["build", "prune"]) => build::cache::prune(&engine).await,
+        ("POST", ["build"]) => build::build(&engine, req).await,
         ("POST", ["images", "prune"]) => remove::prune(&engine, req).await,
         ("GET", ["images", name @ .., "json"]) if !name.is_empty() => {
             req.name = name.join("/");
@@ -61,7 +61,7 @@ pub async fn route(
 }
 
 /// Refuses images for other machines, which would not run here.
-fn only_this_platform(platform: Option<&str>) -> Result<()> {
+pub(crate) fn only_this_platform(platform: Option<&str>) -> Result<()> {
     match platform {
         None | Some("linux" | "linux/amd64" | "linux/x86_64") => Ok(()),
         Some(other) => Err(ApiError::not_implemented(format!(

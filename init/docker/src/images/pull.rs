@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::{archive, progress};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, ndjson};
-use crate::registry::{Credentials, Event, Pull, Pulled, Session};
+use crate::registry::{Credentials, Event, Pull, Pulled, Session, client};
 
 /// Events that may wait for a slow client; progress beyond them is left out, never waited for.
 const DEPTH: usize = 64;
@@ -38,6 +38,35 @@ pub(super) async fn create(engine: &Arc<Engine>, req: Request) -> Result<Respons
         }
     });
     Ok(response)
+}
+
+/// Fetches an image for another request, whose answer tells of it.
+pub(crate) async fn fetch(
+    session: Session,
+    store: &Arc<Store>,
+    reference: &Reference,
+    sender: &BodySender,
+) -> Result<()> {
+    let pull = Pull::begin(session).await?;
+    match run(pull, store.clone(), reference, sender).await {
+        Some(_) => Ok(()),
+        None => Err(ApiError::not_found(format!(
+            "Cannot fetch the image {reference}."
+        ))),
+    }
+}
+
+/// Fetches a file.
+pub(crate) async fn download(url: &str) -> Result<Vec<u8>> {
+    let failed = |error: String| ApiError::bad_request(format!("Cannot fetch {url}: {error}."));
+    let client = client(false).map_err(failed)?;
+    let answer = client.get(url).send().await;
+    let answer = answer.and_then(reqwest::Response::error_for_status);
+    let answer = answer.map_err(|error| failed(crate::http::with_causes(&error)))?;
+    let content = answer.bytes().await;
+    Ok(content
+        .map_err(|error| failed(crate::http::with_causes(&error)))?
+        .to_vec())
 }
 
 /// `tag` may be a tag, a digest, or be missing; the name itself may have one as well. With neither,

@@ -1,5 +1,6 @@
 //! Names given and taken away, and images removed.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bollard_stubs::models::{ImageDeleteResponseItem, ImagePruneResponse};
@@ -7,6 +8,7 @@ use hyper::StatusCode;
 use store::{Image, ImageId, Reference, Store};
 
 use super::find;
+use crate::build::cache;
 use crate::containers::Status;
 use crate::engine::Engine;
 use crate::http::{self, ApiError, Request, Response, Result, blocking};
@@ -192,7 +194,14 @@ pub(super) async fn prune(engine: &Arc<Engine>, req: Request) -> Result<Response
     let pruned = blocking(move || {
         let free = store.usage()?.free;
         let mut told = Vec::new();
-        for image in store.images() {
+        // What later builds may use goes with the cache.
+        let hidden = if all {
+            HashSet::new()
+        } else {
+            cache::images(&store)
+        };
+        let images = store.images().into_iter();
+        for image in images.filter(|image| !hidden.contains(&image.id.to_string())) {
             if users(&store, &image.id).is_empty() && (all || image.references.is_empty()) {
                 let before = told.len();
                 delete(&store, &image, &mut told)?;

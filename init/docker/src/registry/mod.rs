@@ -17,7 +17,7 @@ use store::Reference;
 
 pub(crate) use auth::Credentials;
 pub(crate) use pull::{Event, Pull, Pulled};
-pub(crate) use session::Session;
+pub(crate) use session::{Session, client};
 
 use crate::http::ApiError;
 

@@ -323,7 +323,8 @@ impl Session {
 
 /// Names are resolved by hickory; the C library's resolver cannot be used in a static binary. Who was
 /// reached over TLS cannot lead elsewhere without it.
-fn client(tls_only: bool) -> Result<reqwest::Client, String> {
+/// A client with what all requests to the outside have in common.
+pub(crate) fn client(tls_only: bool) -> Result<reqwest::Client, String> {
     let roots = rustls::RootCertStore {
         roots: webpki_roots::TLS_SERVER_ROOTS.to_vec(),
     };
