@@ -252,9 +252,10 @@ impl Keeper {
     fn time_is_up(&mut self) {
         match &self.supervisor {
             None => self.start_supervisor(),
-            Some(life) if life.serves => {}
+            // The packed one may take its time: there is nothing to go back to.
+            Some(life) if life.serves || life.build.is_none() => {}
             Some(life) => {
-                if life.build.is_some() && life.build == self.next_build() {
+                if life.build == self.next_build() {
                     self.fall_back(format!("it did not serve within {} s", SERVE_LIMIT.as_secs()));
                 }
                 self.stop_supervisor();

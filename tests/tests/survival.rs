@@ -353,6 +353,11 @@ fn a_supervisor_is_replaced_and_one_that_is_none_is_not() {
     let told = || docker.ok("inspect -f '{{.State.Status}} {{.State.Pid}} {{.State.StartedAt}}' through");
     let before = told();
     let original = packed();
+    let efi = built(Kind::Quickstart).unwrap().efi.as_ref().unwrap();
+    assert!(
+        init_program(efi).unwrap() == original,
+        "the .efi file has another /init"
+    );
     assert_eq!(running(), json!({"build": null, "fell_back": null}));
 
     // What is no supervisor is refused, and nothing happens.

@@ -102,3 +102,57 @@ fn the_end_of_the_machine_is_asked_for_and_ordered_over_the_socket() {
     });
     assert!(keeper.join().unwrap());
 }
+
+#[test]
+fn the_last_words_of_a_dead_supervisor_are_heard() {
+    let (first, keepers_first) = sys::socket::pair().unwrap();
+    let (second, keepers_second) = sys::socket::pair().unwrap();
+    let mut server = Server::new().unwrap();
+    server.attach_supervisor(keepers_first).unwrap();
+    let keeper = std::thread::spawn(move || {
+        // The request for what is kept; nothing that comes later is taken before the death is known.
+        server.turn().unwrap();
+        server
+    });
+    let runtime = || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+    };
+    let mut server = runtime().block_on(async {
+        let (client, _) = Client::connect(first).await.unwrap();
+        let server = keeper.join().unwrap();
+        let program = tempfile::tempfile().unwrap();
+        client.keep("kept", program.as_fd()).await.unwrap();
+        client.replace("next", program.as_fd()).await.unwrap();
+        client.serves().await.unwrap();
+        server
+    });
+    assert_eq!(server.bury_supervisor(), Turn::SupervisorGone);
+    assert_eq!(
+        server.build.as_ref().map(|build| build.name.as_str()),
+        Some("next")
+    );
+    let keeper = serve(server, vec![keepers_second]);
+    runtime().block_on(async {
+        let (client, restored) = Client::connect(second).await.unwrap();
+        assert!(restored.kept.contains_key("kept"));
+        drop(client);
+    });
+    // Also that the machine is to end.
+    let (third, keepers_third) = sys::socket::pair().unwrap();
+    let mut server = keeper.join().unwrap();
+    server.attach_supervisor(keepers_third).unwrap();
+    let keeper = std::thread::spawn(move || {
+        server.turn().unwrap();
+        server
+    });
+    let mut server = runtime().block_on(async {
+        let (client, _) = Client::connect(third).await.unwrap();
+        let server = keeper.join().unwrap();
+        client.power(true).await.unwrap();
+        server
+    });
+    assert_eq!(server.bury_supervisor(), Turn::Power { restart: true });
+}

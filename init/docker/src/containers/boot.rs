@@ -37,8 +37,13 @@ pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors:
         eprintln!("containers: cannot sweep up after the last supervisor: {error}");
         Vec::new()
     });
+    let mut ended = Vec::new();
     for survivor in survivors {
-        adopt(&engine, &store, survivor).await;
+        ended.extend(adopt(&engine, &store, survivor).await);
+    }
+    // Only now is it known what those that run use.
+    for container in ended {
+        run::clean_up(&engine, &container, &store).await;
     }
     let all = engine.containers.all();
     let idle = all.into_iter().filter(|container| container.process().is_none());
@@ -79,7 +84,9 @@ fn read_all(store: &Store) -> Result<Vec<Record>, store::Error> {
     Ok(records)
 }
 
-async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor) {
+/// Takes over a process that was found. A container whose end is noted already, or that did not come to
+/// run, is given back when its process is gone.
+async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor) -> Option<Arc<Container>> {
     let runs = engine
         .zones
         .complete_start(&mut survivor)
@@ -105,7 +112,7 @@ async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor)
         (Some(container), _) if !runs || exit.is_some_and(|exit| run::is_settled(&container, exit)) => {
             let _ = process.signal(ending::SIGKILL);
             engine.zones.exited(&process.key).await;
-            run::clean_up(engine, &container).await;
+            return Some(container);
         }
         (Some(container), Some(stdio)) => {
             if let Err(error) = run::adopt(engine, &container, store, process, stdio) {
@@ -122,6 +129,7 @@ async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor)
             tokio::spawn(drain(engine.clone(), process, stdio));
         }
     }
+    None
 }
 
 /// Reads what it says, so that it does not wait, until it ends.

@@ -127,7 +127,9 @@ pub(super) async fn carry_out(
         Verdict::Remove => {
             let _turn = container.turn.lock().await;
             if container.process().is_none() {
-                let removed = remove_in_turn(engine, container, store, true).await;
+                // Whoever asked for a removal that was cut short may want to keep the volumes.
+                let volumes = container.lock().host.auto_remove;
+                let removed = remove_in_turn(engine, container, store, volumes).await;
                 report(&container.id, "remove it", removed);
             }
         }
@@ -144,5 +146,87 @@ async fn fail_start(engine: &Arc<Engine>, container: &Arc<Container>, store: &Ar
             code: NOT_STARTED,
         };
         run::fail(engine, container, store, &failure).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A container with a restart policy, of which this is recorded.
+    fn container(policy: &str, status: &str, code: i32, stopped: bool, restarts: u32) -> Arc<Container> {
+        let (name, most) = policy.split_once(':').unwrap_or((policy, "0"));
+        let most: i64 = most.parse().unwrap();
+        let auto_remove = name == "remove";
+        let now = zones::log::now();
+        let record = json!({
+            "id": "a", "name": "a", "created": now, "image": "sha256:0", "config": {},
+            "host": {"AutoRemove": auto_remove, "RestartPolicy": {"Name": name, "MaximumRetryCount": most}},
+            "mounts": [], "first_id": 1_000_000, "status": status, "started": now, "finished": now,
+            "exit_code": code, "oom_killed": false, "error": "", "restarts": restarts, "stopped": stopped,
+        });
+        Container::new(serde_json::from_value(record).unwrap())
+    }
+
+    #[test]
+    fn after_a_boot_the_policy_decides_what_runs() {
+        use Verdict::{Keep, Remove, Save, Start};
+        for (policy, status, code, stopped, verdict) in [
+            ("always", "running", 0, false, Start),
+            ("always", "exited", 0, true, Start),
+            ("always", "created", 0, false, Keep),
+            ("unless-stopped", "running", 0, false, Start),
+            ("unless-stopped", "exited", 0, false, Start),
+            ("unless-stopped", "exited", 137, true, Keep),
+            ("on-failure", "running", 0, false, Start),
+            ("on-failure", "exited", 0, false, Keep),
+            ("on-failure", "exited", 137, true, Keep),
+            ("no", "running", 0, false, Save),
+            ("no", "exited", 3, false, Keep),
+            ("remove", "running", 0, false, Remove),
+            ("remove", "created", 0, false, Keep),
+        ] {
+            let container = container(policy, status, code, stopped, 0);
+            let told = judge(&container, false, false);
+            assert_eq!(told, verdict, "{policy} {status} {code} {stopped}");
+            assert_ne!(container.lock().status, Status::Running, "nothing runs yet");
+        }
+    }
+
+    #[test]
+    fn a_successor_completes_what_was_begun_and_starts_nothing_else() {
+        use Verdict::{FailStart, Keep, Remove};
+        for (policy, status, restarts, verdict) in [
+            ("always", "exited", 0, Keep),
+            ("always", "created", 0, Keep),
+            ("no", "exited", 0, Keep),
+            ("remove", "exited", 0, Remove),
+            // Its start was cut short.
+            ("no", "running", 0, FailStart),
+            ("remove", "running", 0, FailStart),
+            ("always", "running", 0, Verdict::StartAfter(Duration::ZERO)),
+            // The restart that is counted already is the last.
+            ("on-failure:2", "running", 2, Verdict::StartAfter(Duration::ZERO)),
+        ] {
+            let container = container(policy, status, 1, false, restarts);
+            assert_eq!(judge(&container, true, false), verdict, "{policy} {status}");
+        }
+        assert_eq!(judge(&container("no", "exited", 0, false, 0), true, true), Remove);
+    }
+
+    #[test]
+    fn a_pause_before_a_restart_goes_on_where_it_was() {
+        for boot in [true, false] {
+            let container = container("always", "restarting", 5, false, 4);
+            let Verdict::StartAfter(rest) = judge(&container, !boot, false) else {
+                panic!("it is not restarted");
+            };
+            // 100 ms doubled three times, less what has passed since.
+            assert!(rest <= Duration::from_millis(800), "{rest:?}");
+            assert!(rest > Duration::from_millis(100), "{rest:?}");
+            assert_eq!(container.lock().exit_code, 5, "its last end is what it was");
+        }
     }
 }

@@ -422,10 +422,8 @@ async fn bury(
     };
     let ((), written) = tokio::join!(disconnect(&engine, &container.id), cleanup);
     report(&container.id, "write its state", written);
-    // Only now: a successor would not know otherwise how it ended.
-    forget(&engine, &container.id).await;
-    let released = volumes::release(&engine, &store, &container.record()).await;
-    report(&container.id, "release its volumes", released);
+    // Process 1 forgets it last: what is not done by then, a successor does.
+    give_back(&engine, &container, &store).await;
     if container.record().host.auto_remove {
         let removed = remove_in_turn(&engine, &container, &store, true).await;
         report(&container.id, "remove it", removed);
@@ -434,15 +432,21 @@ async fn bury(
     }
 }
 
-/// Takes what has ended off the network, and has process 1 forget it.
-pub(super) async fn clean_up(engine: &Arc<Engine>, container: &Arc<Container>) {
+/// Does what a predecessor did not do any more after an end that it has noted.
+pub(super) async fn clean_up(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
     disconnect(engine, &container.id).await;
-    forget(engine, &container.id).await;
+    give_back(engine, container, store).await;
 }
 
-async fn forget(engine: &Arc<Engine>, id: &str) {
-    let acknowledged = engine.zones.acknowledge_zone(id).await;
-    report(id, "clean up after it", acknowledged.map_err(Into::into));
+async fn give_back(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
+    let released = volumes::release(engine, store, &container.record()).await;
+    report(&container.id, "release its volumes", released);
+    let acknowledged = engine.zones.acknowledge_zone(&container.id).await;
+    report(
+        &container.id,
+        "clean up after it",
+        acknowledged.map_err(Into::into),
+    );
 }
 
 /// Whether a predecessor has noted this end already, and died before process 1 forgot it.
