@@ -4,7 +4,9 @@
 #![allow(clippy::unwrap_used, reason = "it is how a test's helper fails")]
 
 mod bundle;
+mod callers;
 mod config;
 mod cycle;
+mod exec;
 mod hooks;
 mod limits;
