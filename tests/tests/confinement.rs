@@ -403,3 +403,22 @@ fn programs_of_32_bits_run_and_a_profile_of_the_clients_may_forbid_them() {
     // Killed by SIGSYS.
     assert_eq!(run(&option).lines().last(), Some("159"));
 }
+
+#[test]
+fn containers_that_share_a_network_do_so_again_after_a_reboot() {
+    let machine = Boot::quickstart().blank_disk().restarting().start();
+    let docker = machine.docker();
+    let boot = "cat /proc/sys/kernel/random/boot_id";
+    let script = format!("{boot}; readlink /proc/self/ns/net; sleep 1000");
+    docker.ok(&format!(
+        "run -d --name server --restart always busybox sh -c '{script}'"
+    ));
+    let shared = "--net container:server --restart always";
+    docker.ok(&format!("run -d --name beside {shared} busybox sh -c '{script}'"));
+    machine.reboot();
+    let now = docker.ok(&format!("run --rm busybox {boot}"));
+    docker.follow("logs -f beside").expect(&now);
+    let network = |name: &str| docker.ok(&format!("exec {name} readlink /proc/self/ns/net"));
+    assert_eq!(network("beside"), network("server"));
+    docker.ok("rm -f beside server");
+}

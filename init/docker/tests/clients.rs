@@ -29,9 +29,9 @@ fn what_cannot_be_run_has_dockers_exit_codes() {
         );
         let (code, text) = machine.fails(&["run", "--rm", "busybox", "/etc/noprogram"]);
         assert!(code == 126 && text.contains("permission denied"), "{code} {text}");
-        let (code, text) = machine.fails(&["run", "--rm", "--privileged", "busybox", "true"]);
+        let (code, text) = machine.fails(&["run", "--rm", "--cgroup-parent", "/mine", "busybox", "true"]);
         assert!(
-            code == 125 && text.contains("HostConfig.Privileged"),
+            code == 125 && text.contains("HostConfig.CgroupParent"),
             "{code} {text}"
         );
         assert_eq!(machine.out(&["ps", "-aq"]), "");

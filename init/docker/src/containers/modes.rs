@@ -165,6 +165,12 @@ pub(crate) async fn name_by_id(engine: &Engine, host: &mut HostConfig) -> Result
     Ok(())
 }
 
+/// The containers whose namespaces are joined.
+pub(crate) fn joined_ids(host: &HostConfig) -> Vec<String> {
+    let modes = Modes::of(host).unwrap_or_default();
+    modes.joined().map(|(id, _)| id.to_owned()).collect()
+}
+
 /// The namespaces of a container that is about to start.
 #[derive(Default)]
 pub(crate) struct Resolved {

@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::container::{Container, Record, Status};
 use super::ending::remove_in_turn;
+use super::modes;
 use super::run::{self, Failure, report};
 use crate::engine::Engine;
 use crate::http::{ApiError, blocking};
@@ -116,6 +117,7 @@ pub(super) async fn carry_out(
         Verdict::Start => {
             let (engine, container) = (engine.clone(), container.clone());
             tokio::spawn(async move {
+                after_those_it_joins(&engine, &container).await;
                 let started = run::start(&engine, &container).await;
                 report(&container.id, "start it after a boot", started.map(drop));
             });
@@ -133,6 +135,22 @@ pub(super) async fn carry_out(
                 report(&container.id, "remove it", removed);
             }
         }
+    }
+}
+
+/// Waits for the containers whose namespaces it joins, as far as they are to run again too.
+async fn after_those_it_joins(engine: &Engine, container: &Container) {
+    for id in modes::joined_ids(&container.record().host) {
+        let Ok(donor) = engine.containers.find(&id) else {
+            continue;
+        };
+        if donor.process().is_some() || !wanted_after_boot(&donor.record()) {
+            continue;
+        }
+        let mut life = donor.life.subscribe();
+        let _ = life
+            .wait_for(|life| life.running || life.removed || life.exits > 0)
+            .await;
     }
 }
 
