@@ -460,7 +460,8 @@ fn volumes_and_binds_outlive_the_supervisor_and_the_machine() {
     // Its restart policy starts it again, some time after the machine is ready.
     docker.ok("start keeps");
     assert_eq!(docker.ok(look), "v\nb\na");
-    assert_eq!(docker.ok("exec keeps sh -c 'wc -l < /v/starts'"), "2");
+    let starts = "while [ $(wc -l < /v/starts) -lt 2 ]; do sleep 0.1; done; wc -l < /v/starts";
+    assert_eq!(docker.ok(&format!("exec keeps sh -c '{starts}'")), "2");
     assert_eq!(docker.ok("volume ls -q --filter name=kept"), "kept");
     docker.ok("rm -fv keeps");
     assert_eq!(docker.ok("volume ls -q"), "kept");

@@ -231,6 +231,13 @@ fn a_bind_is_a_path_in_the_nodes_own_tree() {
         assert!(link.contains("does not exist"), "{link}");
         let socket = complaint(machine, "-v /var/run/docker.sock:/var/run/docker.sock");
         assert!(socket.contains("There is no Docker socket here"), "{socket}");
+        for mismatched in ["-v /srv/made:/etc/group", "-v /srv/made/file:/etc"] {
+            let text = complaint(machine, mismatched);
+            assert!(
+                text.contains("Are you trying to mount a directory onto a file"),
+                "{text}"
+            );
+        }
         let twice = complaint(machine, "-v /srv:/x -v /srv/made:/x/");
         assert!(twice.contains("Duplicate mount point: /x"), "{twice}");
         let create = "-v /srv/new:/x:rslave -v vv:/y:ro --tmpfs /z";

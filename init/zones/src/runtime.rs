@@ -526,10 +526,21 @@ impl Pending {
         match self.program.steps.get(failure.step) {
             Some(Step::Exec { .. }) => StartError::from_exec(self.name.clone(), failure.errno),
             step => StartError::Step {
-                step: compile::describe(step),
+                step: compile::describe(step) + question(step, failure.errno),
                 source: io::Error::from_raw_os_error(failure.errno),
             },
         }
+    }
+}
+
+/// Docker's question where a mount fails because its two ends are not of one kind.
+fn question(step: Option<&Step>, errno: i32) -> &'static str {
+    match (step, errno) {
+        (Some(Step::MakeDir { .. }), libc::ENOTDIR)
+        | (Some(Step::AttachTree { .. }), libc::ENOTDIR | libc::EINVAL) => {
+            " (Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists and is the expected type)"
+        }
+        _ => "",
     }
 }
 

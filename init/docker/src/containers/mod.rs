@@ -32,6 +32,7 @@ pub(crate) mod spec;
 use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
+pub(crate) use config::nullable;
 pub(crate) use container::{Container, Record, Status};
 pub(crate) use errand::{discard, make, run_to_end};
 pub(crate) use files::MADE;

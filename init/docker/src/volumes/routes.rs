@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use hyper::StatusCode;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use store::Store;
 
 use super::{ANONYMOUS, DRIVER, Volume, check_driver, discard, make, no_such_volume, read, states, users};
-use crate::containers::new_id;
+use crate::containers::{new_id, nullable};
 use crate::engine::Engine;
 use crate::http::{ApiError, ApiVersion, Request, Response, Result, blocking, json, no_content, ok};
 use crate::query::Filters;
@@ -142,12 +142,6 @@ async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
         .map(|volume| show(&store, volume))
         .collect();
     ok(&json!({"Volumes": shown, "Warnings": warnings}))
-}
-
-fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
-    from: D,
-) -> std::result::Result<T, D::Error> {
-    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 #[derive(Debug, Default, Deserialize)]
