@@ -375,8 +375,8 @@ fn what_is_not_there_answers_with_a_sentence() {
         for (args, sentence) in [
             (&["pause", &id][..], "does not pause containers yet"),
             (
-                &["plugin", "ls"][..],
-                "does not have the endpoint GET /plugins yet",
+                &["search", "x"][..],
+                "does not have the endpoint GET /images/search yet",
             ),
             (
                 &["inspect", "--type", "container", "nobody"][..],

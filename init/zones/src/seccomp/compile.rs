@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use sys::program::SockFilter;
 
 use super::rules::{Action, Comparison, Condition, Profile, Rule};
-use super::table::{CALLS, NONE, X32, X32_OWN, X32_WITHOUT};
+use super::table::{CALLS, NONE, X32, X32_FIRST_OWN, X32_OWN};
 use crate::error::Error;
 
 /// Offsets in `struct seccomp_data`; of an argument, the low half comes first.
@@ -55,37 +55,53 @@ struct Run<'a> {
 
 pub(super) fn compile(profile: &Profile) -> Result<Vec<SockFilter>, Error> {
     let by_name = verdicts(profile);
-    let killed = vec![instruction(RETURN, code(Action::KillProcess))];
-    let of_table = |wanted: bool, numbers: fn(&str) -> Option<u32>| {
-        if wanted {
-            table(&by_name, profile.default, numbers)
-        } else {
-            killed.clone()
-        }
+    let killed = || vec![instruction(RETURN, code(Action::KillProcess))];
+    let x86_64 = table(&by_name, profile.default, 0, number_x86_64);
+    let x32 = if profile.x32 {
+        let own = table(&by_name, profile.default, X32 | X32_FIRST_OWN, number_x32);
+        let mut x32 = jump_unless_at_least(X32 | X32_FIRST_OWN, own.len());
+        x32.extend(own);
+        // The rest have the numbers of x86-64, whose table follows.
+        x32.push(instruction(AND, !X32));
+        x32
+    } else {
+        killed()
     };
-    let x86_64 = table(&by_name, profile.default, number_x86_64);
-    let x32 = of_table(profile.x32, number_x32);
-    let x86 = of_table(profile.x86, number_x86);
+    let x86 = if profile.x86 {
+        let mut x86 = vec![instruction(LOAD, DATA_NR)];
+        x86.extend(table(&by_name, profile.default, 0, number_x86));
+        x86
+    } else {
+        killed()
+    };
     let mut filter = vec![
         instruction(LOAD, DATA_ARCH),
-        branch(IF_EQUAL, ARCH_X86_64, 0, 4),
-        instruction(LOAD, DATA_NR),
-        branch(IF_AT_LEAST, X32, 0, 1),
-        instruction(JUMP, x86_64.len() as u32 + 4),
-        instruction(JUMP, 3),
-        // Neither of the two is left on a machine of this kind.
+        branch(IF_EQUAL, ARCH_X86_64, 3, 0),
         branch(IF_EQUAL, ARCH_I386, 1, 0),
+        // No other is left on a machine of this kind.
         instruction(RETURN, code(Action::KillProcess)),
-        instruction(JUMP, (x86_64.len() + x32.len()) as u32),
+        // Over what is of the other two.
+        instruction(JUMP, 0),
+        instruction(LOAD, DATA_NR),
     ];
-    filter.extend(x86_64);
+    let to_x86 = filter.len() - 2;
+    filter.extend(jump_unless_at_least(X32, x32.len()));
     filter.extend(x32);
-    filter.push(instruction(LOAD, DATA_NR));
+    filter.extend(x86_64);
+    let over = (filter.len() - to_x86 - 1) as u32;
+    if let Some(jump) = filter.get_mut(to_x86) {
+        *jump = instruction(JUMP, over);
+    }
     filter.extend(x86);
     if filter.len() > MOST {
         return Err(Error::FilterTooLong(filter.len()));
     }
     Ok(filter)
+}
+
+/// Skips `over` instructions if the number is below.
+fn jump_unless_at_least(number: u32, over: usize) -> Vec<SockFilter> {
+    vec![branch(IF_AT_LEAST, number, 1, 0), instruction(JUMP, over as u32)]
 }
 
 fn number_x86_64(name: &str) -> Option<u32> {
@@ -96,14 +112,10 @@ fn number_x86(name: &str) -> Option<u32> {
     find(name).map(|call| call.2).filter(|number| *number != NONE)
 }
 
+/// Of the calls that have a number of their own there.
 fn number_x32(name: &str) -> Option<u32> {
     let own = X32_OWN.iter().find(|(own, _)| *own == name);
-    let number = match own {
-        Some((_, number)) => Some(*number),
-        None if X32_WITHOUT.contains(&name) => None,
-        None => number_x86_64(name),
-    };
-    number.map(|number| X32 | number)
+    own.map(|(_, number)| X32 | number)
 }
 
 fn find(name: &str) -> Option<&'static super::table::Call> {
@@ -152,10 +164,11 @@ fn alternatives(rule: &Rule) -> Vec<Alternative> {
     }
 }
 
-/// The part of the filter for one call table. The number is loaded.
+/// The part of the filter for one call table, from a number on. The number is loaded.
 fn table(
     by_name: &HashMap<&str, Verdict>,
     default: Action,
+    from: u32,
     number: fn(&str) -> Option<u32>,
 ) -> Vec<SockFilter> {
     let verdicts: BTreeMap<u32, &Verdict> = by_name
@@ -168,10 +181,10 @@ fn table(
         _ => Verdict::always(Action::Errno(libc::ENOSYS as u16)),
     };
     let mut runs = vec![Run {
-        first: 0,
+        first: from,
         verdict: &unnamed,
     }];
-    let mut next = 0;
+    let mut next = from;
     for (number, verdict) in verdicts {
         if number > next {
             add(&mut runs, next, &unnamed);

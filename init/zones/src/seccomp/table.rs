@@ -141,8 +141,11 @@ pub(super) const CALLS: &[Call] = &[
 /// The bit that tells a call of x32 (64-bit registers, 32-bit pointers) from one of x86-64.
 pub(super) const X32: u32 = 0x4000_0000;
 
-/// Calls with a number of their own in x32, in whose structures pointers lie; every other call that x32
-/// has bears its 64-bit number.
+/// The first number in x32 that is not one of x86-64's.
+pub(super) const X32_FIRST_OWN: u32 = 512;
+
+/// Calls with a number of their own in x32, in whose structures pointers lie. Every other call that x32
+/// has bears its 64-bit number; one that it lacks, the kernel itself refuses there.
 #[rustfmt::skip]
 pub(super) const X32_OWN: &[(&str, u32)] = &[
     ("execve", 520), ("execveat", 545), ("get_robust_list", 531), ("getsockopt", 542), ("io_setup", 543),
@@ -153,13 +156,6 @@ pub(super) const X32_OWN: &[(&str, u32)] = &[
     ("rt_sigqueueinfo", 524), ("rt_sigreturn", 513), ("rt_sigtimedwait", 523), ("rt_tgsigqueueinfo", 536),
     ("sendmmsg", 538), ("sendmsg", 518), ("set_robust_list", 530), ("setsockopt", 541),
     ("sigaltstack", 525), ("timer_create", 526), ("vmsplice", 532), ("waitid", 529), ("writev", 516),
-];
-
-/// Calls of x86-64 that x32 lacks.
-#[rustfmt::skip]
-pub(super) const X32_WITHOUT: &[&str] = &[
-    "_sysctl", "create_module", "epoll_ctl_old", "epoll_wait_old", "get_kernel_syms", "get_thread_area",
-    "nfsservctl", "query_module", "set_thread_area", "uselib", "vserver", "uretprobe",
 ];
 
 #[cfg(test)]

@@ -73,11 +73,12 @@ fn calls_are_allowed_in_all_three_tables() {
         (ARCH_I386, 21, refused()),
         (ARCH_I386, 403, allowed()),
         (ARCH_I386, 2_000, absent()),
-        // read, execve, mount of x32, and the number that execve has elsewhere
+        // read, execve, mount, kexec_load of x32
         (ARCH_X86_64, 0x4000_0000, allowed()),
         (ARCH_X86_64, 0x4000_0000 + 520, allowed()),
         (ARCH_X86_64, 0x4000_0000 + 165, refused()),
-        (ARCH_X86_64, 0x4000_0000 + 59, refused()),
+        (ARCH_X86_64, 0x4000_0000 + 528, refused()),
+        (ARCH_X86_64, 0x4000_0000 + 548, absent()),
         (0xc000_00b7, 0, code(Action::KillProcess)),
     ] {
         assert_eq!(run(&filter, arch, number, 0), verdict, "{arch:#x} {number}");
