@@ -251,7 +251,7 @@ async fn serve(
 ) -> std::io::Result<()> {
     let listener = exec.streams.listen();
     if let Err(error) = run(engine, exec, size).await {
-        let (_, mut output) = hijack.streams().await?;
+        let (_, mut output, _) = hijack.streams().await?;
         let text = format!("{error}\r\n");
         if exec.wanted.tty {
             output.write_all(text.as_bytes()).await?;

@@ -16,7 +16,6 @@ use hyper::body::{Body as HttpBody, Frame};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, StatusCode};
-use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -24,6 +23,7 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use crate::query::Query;
+use crate::upgraded;
 
 /// Longest JSON document that a client may send.
 const MAX_JSON: usize = 4 << 20;
@@ -248,8 +248,10 @@ impl Request {
     }
 }
 
-type Input = Box<dyn AsyncRead + Send + Unpin>;
-type Output = Box<dyn AsyncWrite + Send + Unpin>;
+pub(crate) type Input = Box<dyn AsyncRead + Send + Unpin>;
+pub(crate) type Output = Box<dyn AsyncWrite + Send + Unpin>;
+/// Ends when the client has gone, if that can be told.
+pub(crate) type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A connection that becomes a raw stream when the response's head has been sent.
 pub enum Hijack {
@@ -258,27 +260,20 @@ pub enum Hijack {
 }
 
 impl Hijack {
-    /// The sender of the streamed body, which tells when the client has gone. Without a body the
-    /// connection's own input tells.
-    pub(crate) fn body(&self) -> Option<BodySender> {
+    /// Waits until the response's head is sent; the client's input, the way to it, and its end, which
+    /// must be dropped before the way to it is closed.
+    pub(crate) async fn streams(self) -> io::Result<(Input, Output, Gone)> {
         match self {
-            Self::Upgrade(_) => None,
-            Self::Streams(_, sender) => Some(sender.clone()),
-        }
-    }
-
-    /// Waits until the response's head is sent; the client's input and the way to it.
-    pub async fn streams(self) -> io::Result<(Input, Output)> {
-        match self {
-            Self::Upgrade(coming) => {
-                let upgraded = coming.await.map_err(io::Error::other)?;
-                let (input, output) = tokio::io::split(TokioIo::new(upgraded));
-                Ok((Box::new(input), Box::new(output)))
-            }
+            Self::Upgrade(coming) => Ok(upgraded::split(coming.await.map_err(io::Error::other)?)),
             Self::Streams(body, sender) => {
                 let input =
                     StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other).into_stream());
-                Ok((Box::new(input), Box::new(BodyWriter::new(sender))))
+                let gone = sender.clone();
+                Ok((
+                    Box::new(input),
+                    Box::new(BodyWriter::new(sender)),
+                    Box::pin(async move { gone.closed().await }),
+                ))
             }
         }
     }

@@ -24,6 +24,7 @@ mod system;
 pub mod tls;
 pub mod upgrade;
 mod usage;
+mod upgraded;
 mod users;
 mod volumes;
 

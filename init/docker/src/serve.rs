@@ -23,6 +23,10 @@ use crate::routes;
 
 /// How long a client may take for its part of the TLS handshake.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
+/// A client that has been silent for so long is asked whether it is there, so many times.
+const PROBE_AFTER: Duration = Duration::from_secs(30);
+const PROBE_PAUSE: Duration = Duration::from_secs(10);
+const PROBES: u32 = 3;
 /// Pause after a connection that could not be accepted, for want of descriptors or memory.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -46,9 +50,20 @@ pub async fn serve(listener: TcpListener, tls: Arc<ServerConfig>, engine: Arc<En
 
 async fn connection(stream: TcpStream, acceptor: TlsAcceptor, engine: Arc<Engine>) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    probe_when_idle(&stream)?;
     let handshake = tokio::time::timeout(HANDSHAKE_LIMIT, acceptor.accept(stream));
     let stream = handshake.await.map_err(|_| io::ErrorKind::TimedOut)??;
     http(stream, engine).await
+}
+
+/// Has the kernel ask a silent client whether it is still there: one whose machine or cable has gone
+/// says nothing of it. See tcp(7).
+fn probe_when_idle(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_PAUSE)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    Ok(sockopt::set_socket_keepalive(stream, true)?)
 }
 
 /// HTTP on a connection that is trusted by now.

@@ -1,8 +1,7 @@
 //! The conversation with an attached client.
 //!
 //! Its connection is watched while it lasts: a client that vanishes is let go at once, also when the
-//! process says nothing. One that only closes its own side (TLS says so by an alert of its own, which
-//! a vanished client does not send) hears on.
+//! process says nothing. One that only closes its own side hears on.
 
 use std::io;
 
@@ -12,7 +11,7 @@ use tokio::sync::mpsc;
 use zones::log::Stream;
 
 use super::{CHUNK, Follower, Listener, Streams, frame};
-use crate::http::{BodySender, Hijack};
+use crate::http::{Gone, Hijack};
 
 /// How long a client that has everything may take to close its side.
 const LINGER: std::time::Duration = std::time::Duration::from_secs(10);
@@ -47,9 +46,8 @@ pub(crate) async fn attend(
     hijack: Hijack,
     wanted: Attachment,
 ) -> io::Result<bool> {
-    let body = hijack.body();
-    let (input, output) = hijack.streams().await?;
-    converse(streams, source, input, output, body, wanted).await
+    let (input, output, gone) = hijack.streams().await?;
+    converse(streams, source, input, output, gone, wanted).await
 }
 
 async fn converse(
@@ -57,7 +55,7 @@ async fn converse(
     source: Source,
     mut input: impl AsyncReadExt + Unpin,
     mut output: impl AsyncWriteExt + Unpin,
-    body: Option<BodySender>,
+    gone: Gone,
     wanted: Attachment,
 ) -> io::Result<bool> {
     let cut = match &source {
@@ -85,19 +83,11 @@ async fn converse(
         () = heard => Ok(true),
         () = cut.cancelled() => Err(io::ErrorKind::TimedOut.into()),
         error = watch(&mut input, typed, wanted.stdin) => Err(error),
-        () = gone(body) => Err(io::ErrorKind::BrokenPipe.into()),
+        () = gone => Err(io::ErrorKind::BrokenPipe.into()),
     }?;
     output.shutdown().await?;
     let _ = tokio::time::timeout(LINGER, drain(&mut input)).await;
     Ok(detached)
-}
-
-/// Returns when the receiver of a streamed body has gone.
-async fn gone(body: Option<BodySender>) {
-    match body {
-        Some(body) => body.closed().await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Passes on what the client sends, or throws it away; returns only when the client has gone.
@@ -119,7 +109,7 @@ async fn watch(
             Err(error) => return error,
         }
     }
-    // Only its own side is closed; the failing write tells if there is more to it.
+    // Only its own side is closed, as far as this can tell.
     drop(typed);
     std::future::pending().await
 }
