@@ -139,7 +139,7 @@ fn logs_are_chosen_by_time_and_number_and_show_what_is_asked() {
             "early\nlate"
         );
         assert_eq!(
-            machine.out(&["logs", "--since", "1h", "--until", "0s", "chosen"]),
+            machine.out(&["logs", "--since", "1h", "--until", "-2s", "chosen"]),
             "early\nlate\nend"
         );
         assert_eq!(
@@ -235,6 +235,34 @@ fn a_client_that_does_not_read_holds_up_neither_the_process_nor_its_log() {
         let said = rest(&mut idle);
         assert_eq!(said.len(), 320 * 65536 + "\ndone\n".len());
         assert!(said.ends_with("x\ndone\n"));
+    });
+}
+
+#[test]
+fn an_attached_client_gets_everything_however_little_the_log_keeps() {
+    with_machine(|machine| {
+        let script = count_to(100_000);
+        let options = [
+            "run",
+            "--name",
+            "little",
+            "--log-opt",
+            "max-size=10k",
+            "busybox",
+            "sh",
+            "-c",
+            &script,
+        ];
+        let mut client = follow(machine, &options);
+        // More than fits on the way to it: the process waits for the client.
+        std::thread::sleep(Duration::from_secs(2));
+        assert!(rest(&mut client) == numbers(100_000));
+        let kept = machine.out(&["logs", "little"]);
+        assert!(
+            kept.len() < 40_000 && kept.ends_with("line 100000"),
+            "{} bytes",
+            kept.len()
+        );
     });
 }
 
@@ -387,4 +415,124 @@ fn what_is_said_while_supervisors_change_is_in_the_log_once_and_clients_end_clea
         machine.until(|| machine.out(&["logs", "--tail", "1", "piped"]).contains("line"));
     };
     with_supervisors(&[&first, &middle, &middle, &second]);
+}
+
+/// A client of the test's own, attached to a container: it has closed its side of the connection, TCP's
+/// too, as docker's command does not.
+async fn half_closed(machine: &Machine, name: &str) -> String {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let file = |name: &str| fs::read(machine.dir.join(name)).unwrap();
+    let certificates = |name: &str| -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(&file(name))
+            .map(Result::unwrap)
+            .collect()
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(certificates("ca.pem"));
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(
+            certificates("cert.pem"),
+            PrivateKeyDer::from_pem_slice(&file("key.pem")).unwrap(),
+        )
+        .unwrap();
+    let socket = tokio::net::TcpStream::connect(("127.0.0.1", machine.port))
+        .await
+        .unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let mut tls = connector
+        .connect(ServerName::try_from("localhost").unwrap(), socket)
+        .await
+        .unwrap();
+    let request = format!(
+        "POST /containers/{name}/attach?stream=1&stdin=1&stdout=1&stderr=1 HTTP/1.1\r\nHost: x\r\n\
+         Connection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+    );
+    tls.write_all(request.as_bytes()).await.unwrap();
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\n") {
+        said.push(tls.read_u8().await.unwrap());
+    }
+    tls.shutdown().await.unwrap();
+    said.clear();
+    tls.read_to_end(&mut said).await.unwrap();
+    String::from_utf8(said).unwrap()
+}
+
+#[test]
+fn a_client_that_closes_its_side_of_the_connection_hears_to_the_end() {
+    with_machine(|machine| {
+        machine.out(&["run", "-dit", "--name", "slow", "busybox", "sh"]);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let talk = || {
+            machine.until(|| connections(machine, CLOSE_WAIT) == 1);
+            // Time enough for a client that is taken for gone to be let go.
+            std::thread::sleep(Duration::from_millis(500));
+            machine.feed(
+                &["exec", "-i", "slow", "sh", "-c", "cat > /proc/1/fd/1"],
+                b"still heard\n",
+            );
+            machine.until(|| machine.out(&["logs", "slow"]).contains("still heard"));
+            machine.out(&["kill", "slow"]);
+        };
+        let said = std::thread::scope(|scope| {
+            let talking = scope.spawn(talk);
+            let said = runtime.block_on(half_closed(machine, "slow"));
+            talking.join().unwrap();
+            said
+        });
+        assert!(said.contains("still heard"), "{said:?}");
+    });
+}
+
+/// Takes all room that there is for data in the pool.
+fn fill(machine: &Machine) -> std::path::PathBuf {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let path = machine.dir.join("pool/ballast");
+    let file = fs::File::create(&path).unwrap();
+    let mut size = 0;
+    for step in [256 << 20, 16 << 20, 1 << 20, 64 << 10, 4 << 10] {
+        while fallocate(&file, FallocateFlags::empty(), size, step).is_ok() {
+            size += step;
+        }
+    }
+    path
+}
+
+#[test]
+fn a_full_pool_makes_the_process_wait_and_nothing_it_says_is_lost() {
+    with_machine(|machine| {
+        const LINES: u32 = 60_000;
+        let script = format!("read go; {}", count_to(LINES));
+        machine.out(&["run", "-di", "--name", "patient", "busybox", "sh", "-c", &script]);
+        let ballast = fill(machine);
+        let mut attached = machine
+            .command(&["attach", "patient"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        {
+            use std::io::Write;
+            let mut input = attached.stdin.take().unwrap();
+            input.write_all(b"go\n").unwrap();
+        }
+        // A process that did not wait would have ended by then.
+        std::thread::sleep(Duration::from_secs(4));
+        assert_eq!(
+            machine.out(&["inspect", "-f", "{{.State.Running}}", "patient"]),
+            "true"
+        );
+        fs::remove_file(ballast).unwrap();
+        assert_eq!(machine.out(&["wait", "patient"]), "0");
+        assert!(machine.out(&["logs", "patient"]) + "\n" == numbers(LINES));
+        assert!(rest(&mut attached) == numbers(LINES));
+    });
 }

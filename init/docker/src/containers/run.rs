@@ -22,7 +22,7 @@ use super::modes::{self, Resolved};
 use super::{devices, mounts, registry, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
-use crate::streams::{self, Ends};
+use crate::streams::Ends;
 use crate::users::Databases;
 use crate::volumes;
 
@@ -393,7 +393,7 @@ async fn hear(engine: Arc<Engine>, container: Arc<Container>, ends: Ends, log: O
     } else {
         None
     };
-    streams::record(ends, relay, writer, container.id.clone()).await;
+    container.streams.record(ends, relay, writer, &container.id).await;
     drop(turn);
 }
 

@@ -60,7 +60,7 @@ async fn converse(
 ) -> io::Result<bool> {
     let cut = match &source {
         Source::Queue(listener) => listener.cut.clone(),
-        Source::Log(_) => tokio_util::sync::CancellationToken::new(),
+        Source::Log(follower) => follower.cut(),
     };
     let said = async {
         // A client that has gone is told by the failing write; the process goes on.

@@ -4,9 +4,11 @@ use std::io;
 use std::path::PathBuf;
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use zones::log::{Hearing, Listener, Piece, Progress};
 
 use super::Streams;
+use super::holds::Hold;
 use crate::http::{Result, blocking};
 
 /// Where a client is to begin and to end.
@@ -28,6 +30,7 @@ pub(crate) struct Follower {
     /// The count at the beginning.
     closes_before: u64,
     live: bool,
+    hold: Hold,
 }
 
 impl Follower {
@@ -38,6 +41,7 @@ impl Follower {
         dir: PathBuf,
         span: Span,
     ) -> Result<Self> {
+        let hold = Hold::new(&streams.holds);
         let mut closes = streams.closes.subscribe();
         let closes_before = *closes.borrow_and_update();
         let opened = blocking(move || {
@@ -47,13 +51,21 @@ impl Follower {
             };
             listener.map_err(crate::containers::logs::unreadable)
         });
+        let listener = opened.await?;
+        hold.reach(listener.segment(), false);
         Ok(Self {
-            listener: Some(opened.await?),
+            listener: Some(listener),
             progress,
             closes,
             closes_before,
             live: span != Span::Past,
+            hold,
         })
+    }
+
+    /// Cancelled when the client has taken nothing for too long.
+    pub(super) fn cut(&self) -> CancellationToken {
+        self.hold.cut.clone()
     }
 
     /// The next pieces; none when the process has ended and all was told.
@@ -64,13 +76,14 @@ impl Follower {
         loop {
             // Taken before reading: what comes after it is notified again.
             let closed = *self.closes.borrow_and_update() != self.closes_before;
-            self.progress.borrow_and_update();
+            let over = self.progress.borrow_and_update().ended;
             let mut listener = self.listener.take().ok_or(io::ErrorKind::NotFound)?;
             let read = tokio::task::spawn_blocking(move || (listener.pieces(), listener)).await;
             let (pieces, listener) = read.map_err(io::Error::other)?;
-            let state = listener.state();
+            let (state, segment) = (listener.state(), listener.segment());
             self.listener = Some(listener);
             let pieces = pieces?;
+            self.hold.reach(segment, !pieces.is_empty());
             if !pieces.is_empty() {
                 return Ok(Some(pieces));
             }
@@ -80,7 +93,8 @@ impl Follower {
                 Hearing::Ended if !closed => {
                     let _ = self.closes.changed().await;
                 }
-                Hearing::On if self.live && !closed => {
+                // What waits to be written is waited for, also when the process has ended.
+                Hearing::On if self.live && !(closed && over) => {
                     tokio::select! {
                         changed = self.progress.changed() => changed.map_err(io::Error::other)?,
                         changed = self.closes.changed() => changed.map_err(io::Error::other)?,

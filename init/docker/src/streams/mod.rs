@@ -2,7 +2,8 @@
 //!
 //! [`Streams`] outlives the process: a client may attach before the start, and the first byte that
 //! the process says reaches it. What a process with a log says goes there and nowhere else
-//! ([`record`]), and its clients read it there ([`Follower`]): none of them holds anybody up.
+//! ([`Streams::record`]), and its clients read it there ([`Follower`]): none of them holds anybody up,
+//! unless what it has not read is about to be rotated away ([`holds`]).
 //!
 //! What has no log, an added process or a container with the driver `none`, is heard by
 //! [`Streams::pump`], which hands it to every client. A client that does not read holds such a process
@@ -23,11 +24,11 @@ use zones::{Stdio, Zones};
 
 mod attend;
 mod follow;
+mod holds;
 mod record;
 
 pub(crate) use attend::{Attachment, Source, attend, parse_detach_keys};
 pub(crate) use follow::{Follower, Span};
-pub(crate) use record::record;
 
 /// Bytes read from a process at a time.
 const CHUNK: usize = 32 << 10;
@@ -142,6 +143,8 @@ pub(crate) struct Streams {
     input: watch::Sender<Input>,
     /// Who to tell that the input is closed: process 1 has a copy of it.
     keeper: Mutex<Option<(Zones, String)>>,
+    /// Clients that hear the process by its log.
+    holds: Arc<holds::Holds>,
     /// Counts the times at which the output of all clients ended.
     closes: watch::Sender<u64>,
 }
@@ -153,6 +156,7 @@ impl Default for Streams {
             patience: PATIENCE,
             input: watch::Sender::default(),
             keeper: Mutex::default(),
+            holds: Arc::new(holds::Holds::new(PATIENCE)),
             closes: watch::Sender::default(),
         }
     }

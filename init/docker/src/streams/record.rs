@@ -13,7 +13,8 @@ use futures_util::FutureExt;
 use tokio::sync::Semaphore;
 use zones::log::{self, Stream, Taken, Writer};
 
-use super::{Channel, Ends};
+use super::holds::Holds;
+use super::{Channel, Ends, Streams};
 
 /// Processes whose words are written at the same time.
 static TURNS: Semaphore = Semaphore::const_new(32);
@@ -28,61 +29,79 @@ struct Turn {
     ends: [Option<Arc<Channel>>; 2],
     /// Of a terminal.
     relay: Option<OwnedFd>,
+    holds: Arc<Holds>,
     /// There was nothing more at present.
     dry: [bool; 2],
-    failure: Option<io::Error>,
+    /// The segment whose removal somebody holds back, if it came to that.
+    outcome: io::Result<Option<u64>>,
 }
 
-/// Returns when the process has said everything and it is in the log. While that cannot be written the
-/// process waits, and so does this; `name` is whose log it is, for the console.
-pub(crate) async fn record(ends: Ends, relay: Option<OwnedFd>, writer: Writer, name: String) {
-    let mut turn = Turn {
-        writer,
-        ends: [Some(ends.stdout), ends.stderr],
-        relay,
-        dry: [false; 2],
-        failure: None,
-    };
-    let mut waiting = false;
-    loop {
-        let ends = turn.ends.clone();
-        let [out, err] = &ends;
-        let mut guards = tokio::select! {
-            guard = ready(out.as_deref()) => [Some(guard), ready(err.as_deref()).now_or_never()],
-            guard = ready(err.as_deref()) => [ready(out.as_deref()).now_or_never(), Some(guard)],
-            // Both are closed.
-            () = std::future::ready(()), if out.is_none() && err.is_none() => [None, None],
+impl Streams {
+    /// Returns when the process has said everything and it is in the log. While that cannot be written
+    /// the process waits, and so does this; `name` is whose log it is, for the console.
+    pub(crate) async fn record(&self, ends: Ends, relay: Option<OwnedFd>, writer: Writer, name: &str) {
+        let mut turn = Turn {
+            writer,
+            ends: [Some(ends.stdout), ends.stderr],
+            relay,
+            holds: self.holds.clone(),
+            dry: [false; 2],
+            outcome: Ok(None),
         };
-        // Never closed.
-        let permit = TURNS.acquire().await;
-        let Ok(back) = tokio::task::spawn_blocking(move || turn.run()).await else {
-            eprintln!("container {name}: its output can no longer be taken");
-            return;
-        };
-        drop(permit);
-        turn = back;
-        for (guard, dry) in guards.iter_mut().zip(turn.dry) {
-            if let (Some(Ok(guard)), true) = (guard, dry) {
-                guard.clear_ready();
-            }
-        }
-        match &turn.failure {
-            Some(error) => {
-                if !waiting {
-                    eprintln!("container {name}: its log cannot be written ({error}); it waits");
+        let mut moves = self.holds.moves();
+        let mut waiting = false;
+        loop {
+            moves.borrow_and_update();
+            let Some(back) = take_turn(turn).await else {
+                eprintln!("container {name}: its output can no longer be taken");
+                return;
+            };
+            turn = back;
+            match &turn.outcome {
+                Err(error) => {
+                    if !waiting {
+                        eprintln!("container {name}: its log cannot be written ({error}); it waits");
+                    }
+                    waiting = true;
+                    tokio::time::sleep(BREATH).await;
+                    continue;
                 }
-                waiting = true;
-                tokio::time::sleep(BREATH).await;
-            }
-            None if turn.ends.iter().all(Option::is_none) => return,
-            None => {
-                if waiting {
-                    eprintln!("container {name}: its log can be written again");
+                Ok(Some(removal)) => {
+                    let limit = self.holds.cut_off(*removal);
+                    // Somebody moves, or has had his time.
+                    let _ = tokio::time::timeout(limit, moves.changed()).await;
                 }
-                waiting = false;
+                Ok(None) if turn.ends.iter().all(Option::is_none) => return,
+                Ok(None) => {}
             }
+            if waiting {
+                eprintln!("container {name}: its log can be written again");
+            }
+            waiting = false;
         }
     }
+}
+
+/// Waits until there is something to take, and takes it.
+async fn take_turn(turn: Turn) -> Option<Turn> {
+    let ends = turn.ends.clone();
+    let [out, err] = &ends;
+    let mut guards = tokio::select! {
+        guard = ready(out.as_deref()) => [Some(guard), ready(err.as_deref()).now_or_never()],
+        guard = ready(err.as_deref()) => [ready(out.as_deref()).now_or_never(), Some(guard)],
+        // Both are closed, and what they said is not all in the log.
+        () = std::future::ready(()), if out.is_none() && err.is_none() => [None, None],
+    };
+    // Never closed.
+    let permit = TURNS.acquire().await;
+    let turn = tokio::task::spawn_blocking(move || turn.run()).await.ok()?;
+    drop(permit);
+    for (guard, dry) in guards.iter_mut().zip(turn.dry) {
+        if let (Some(Ok(guard)), true) = (guard, dry) {
+            guard.clear_ready();
+        }
+    }
+    Some(turn)
 }
 
 type Guard<'a> = tokio::io::unix::AsyncFdReadyGuard<'a, OwnedFd>;
@@ -97,11 +116,11 @@ async fn ready(channel: Option<&Channel>) -> io::Result<Guard<'_>> {
 impl Turn {
     fn run(mut self) -> Self {
         self.dry = [false; 2];
-        self.failure = self.try_run().err();
+        self.outcome = self.try_run();
         self
     }
 
-    fn try_run(&mut self) -> io::Result<()> {
+    fn try_run(&mut self) -> io::Result<Option<u64>> {
         let mut left = BUDGET;
         let has_more = |turn: &Self| {
             let mut both = turn.ends.iter().zip(turn.dry);
@@ -113,6 +132,10 @@ impl Turn {
                 let Some(end) = self.ends[number].clone().filter(|_| !self.dry[number]) else {
                     continue;
                 };
+                let removal = self.writer.removal();
+                if let Some(removal) = removal.filter(|removal| self.holds.hold_back(*removal)) {
+                    return Ok(Some(removal));
+                }
                 match self.take(stream, &end)? {
                     Taken::Bytes(count) => left = left.saturating_sub(count),
                     Taken::Nothing => self.dry[number] = true,
@@ -123,7 +146,7 @@ impl Turn {
         if self.ends.iter().all(Option::is_none) {
             self.writer.finish()?;
         }
-        Ok(())
+        Ok(None)
     }
 
     fn take(&mut self, stream: Stream, end: &Channel) -> io::Result<Taken> {

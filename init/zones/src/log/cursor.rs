@@ -101,6 +101,10 @@ impl Cursor {
         Ok(Some((cursor, left)))
     }
 
+    pub(super) fn reached(&self) -> u64 {
+        self.reached
+    }
+
     pub(super) fn place(&self) -> Place {
         self.open.as_ref().map_or_else(Place::default, |open| Place {
             segment: open.number,

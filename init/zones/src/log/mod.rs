@@ -25,9 +25,9 @@
 //! cache, however much is said.
 //!
 //! **Attached clients** read the data file too ([`Listener`]), as do those who ask for logs: a client
-//! that does not read holds up neither the process nor the log, and costs no memory. Docker's engine
-//! has such a client hold the process up. One that is so far behind that rotation has removed what
-//! it would read next is cut off; without a limit to the log that does not come to be.
+//! that does not read costs no memory, and does not hold the process up as it does with Docker's
+//! engine. Only where rotation would remove what it has not read ([`Writer::removal`]) is it for the
+//! caller to wait for it, or to let it go. One who follows a log is not waited for.
 //!
 //! **Rotation** is by the weight of both files. A segment may go beyond its limit by some kilobytes to
 //! end with an entry's end; where it cannot, an entry lies in two segments, and is left out by readers

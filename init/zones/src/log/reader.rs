@@ -247,6 +247,11 @@ impl Listener {
         })
     }
 
+    /// The last segment that it has opened, and holds open; zero before the first.
+    pub fn segment(&self) -> u64 {
+        self.cursor.reached()
+    }
+
     pub fn state(&self) -> Hearing {
         self.state
     }

@@ -142,16 +142,17 @@ impl Segment {
         self.append(record)
     }
 
-    /// Notes the end of the process's life, unless nothing was said since the last.
-    pub(super) fn end_life(&mut self, time: i64) -> io::Result<()> {
-        let ended = match self.last.kind {
+    /// Whether the last life has its end, or there was none yet.
+    pub(super) fn is_ended(&self) -> bool {
+        match self.last.kind {
             Kind::End => true,
             Kind::Begin { .. } => self.last.open == [0, 0] && self.number == super::FIRST_SEGMENT,
             Kind::Said(_) => false,
-        };
-        if ended {
-            return Ok(());
         }
+    }
+
+    /// Notes the end of the process's life.
+    pub(super) fn end_life(&mut self, time: i64) -> io::Result<()> {
         self.append(Record {
             kind: Kind::End,
             time,

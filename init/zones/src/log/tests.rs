@@ -254,6 +254,9 @@ fn an_entry_whose_beginning_was_rotated_away_is_left_out() {
     bench.say(Stream::Stdout, b"\nlast\n");
     let kept = bench.read(ALL);
     assert_eq!(kept.last().unwrap(), "last\n");
+    bench.say(Stream::Stdout, b"");
+    bench.finish();
+    assert_eq!(bench.read(ALL), kept);
     let parts = kept.len() - 1;
     assert!(
         kept[..parts]

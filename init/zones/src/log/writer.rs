@@ -63,7 +63,7 @@ impl Writer {
             segment,
             progress,
         };
-        if life == Life::New {
+        if life == Life::New && !writer.segment.is_ended() {
             writer.segment.end_life(now())?;
         }
         writer.progress.send_modify(|progress| progress.ended = false);
@@ -78,7 +78,11 @@ impl Writer {
     /// same call may be made again.
     pub fn take(&mut self, stream: Stream, pipe: BorrowedFd<'_>) -> io::Result<Taken> {
         self.settle()?;
-        let length = self.make_room()?;
+        // Only for something that comes: the last segment is not given up for an empty one.
+        let length = match rustix::io::ioctl_fionread(pipe)? {
+            0 => SMALL_PIECE,
+            _ => self.make_room()?,
+        };
         self.aim(stream)?;
         let mut end = self.segment.size;
         let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
@@ -105,19 +109,34 @@ impl Writer {
         Ok(())
     }
 
-    /// How much may be taken; begins a new segment if this one is full.
-    fn make_room(&mut self) -> io::Result<u64> {
+    /// The last of the segments that the next [`take`](Self::take) removes, if it removes any.
+    pub fn removal(&self) -> Option<u64> {
+        let next = self.segment.number + 1;
+        let last = next.saturating_sub(u64::from(self.limits.max_files.max(1)));
+        (last >= FIRST_SEGMENT && self.room() == 0).then_some(last)
+    }
+
+    /// How much the present segment may still take; nothing if it is full.
+    fn room(&self) -> u64 {
         let Some(most) = self.limits.max_size else {
-            return Ok(PIECE);
+            return PIECE;
         };
         let weight = self.segment.weight();
-        if weight < most {
-            return Ok((most - weight).clamp(SMALL_PIECE, PIECE));
+        let open = self.segment.last.open != [0, 0];
+        match most.checked_sub(weight) {
+            Some(room) if room > 0 => room.clamp(SMALL_PIECE, PIECE),
+            _ if open && weight < most.saturating_add(GRACE) => SMALL_PIECE,
+            _ => 0,
+        }
+    }
+
+    /// How much may be taken; begins a new segment if this one is full.
+    fn make_room(&mut self) -> io::Result<u64> {
+        let room = self.room();
+        if room > 0 {
+            return Ok(room);
         }
         let open = self.segment.last.open;
-        if open != [0, 0] && weight < most.saturating_add(GRACE) {
-            return Ok(SMALL_PIECE);
-        }
         // Those that are too many go first: on a full file system they make the room.
         let next = self.segment.number + 1;
         let first_kept = next.saturating_sub(u64::from(self.limits.max_files.max(1)) - 1);
@@ -131,7 +150,7 @@ impl Writer {
         if before < first_kept {
             segment::remove(&self.dir, before)?;
         }
-        Ok(PIECE.min(most.max(SMALL_PIECE)))
+        Ok(self.room())
     }
 
     /// Notes whose bytes come next, before they come.
