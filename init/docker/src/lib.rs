@@ -23,8 +23,8 @@ mod streams;
 mod system;
 pub mod tls;
 pub mod upgrade;
-mod usage;
 mod upgraded;
+mod usage;
 mod users;
 mod volumes;
 

@@ -58,7 +58,7 @@ async fn source(engine: &Arc<Engine>, container: &Container, span: Option<Span>)
         let dir = log_path(&*engine.store().await?, &container.id)?;
         let progress = container.log.subscribe();
         let follower = Follower::open(&container.streams, progress, dir, span).await?;
-        return Ok(Source::Log(follower));
+        return Ok(Source::Log(Box::new(follower)));
     }
     match span {
         Span::Past => Err(ApiError::not_implemented(

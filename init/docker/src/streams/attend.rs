@@ -35,7 +35,7 @@ pub(crate) struct Attachment {
 pub(crate) enum Source {
     /// Among those that [`Streams::pump`] serves.
     Queue(Listener),
-    Log(Follower),
+    Log(Box<Follower>),
 }
 
 /// Serves an attached client until the process has said everything or the client goes.
@@ -66,7 +66,7 @@ async fn converse(
         // A client that has gone is told by the failing write; the process goes on.
         match source {
             Source::Queue(listener) => tell(listener, &mut output, &wanted).await,
-            Source::Log(follower) => tell_log(follower, &mut output, &wanted).await,
+            Source::Log(follower) => tell_log(*follower, &mut output, &wanted).await,
         }
     };
     let (typed, keys) = mpsc::channel(INPUT_DEPTH);
