@@ -11,7 +11,9 @@ use sys::spawn::{
     IdMaps, IdRange, NEW_CGROUP, NEW_IPC, NEW_MOUNT, NEW_NET, NEW_PID, NEW_TIME, NEW_USER, NEW_UTS,
 };
 use zones::direct::{DirectStdio, DirectZone, Namespaces, Node};
-use zones::{Capability, CapabilitySet, ProcessSpec, ResourceLimit, Seccomp, TerminalSize, User};
+use zones::{
+    Capability, CapabilitySet, ParameterOf, ProcessSpec, ResourceLimit, Seccomp, TerminalSize, User,
+};
 
 use super::config::{Config, Device, IdMapping, Linux, NamespaceKind, Personality, Process};
 use super::mounts::{self, Ownership};
@@ -290,30 +292,17 @@ fn personality(wanted: &Personality) -> anyhow::Result<u64> {
     }
 }
 
-/// Kernel parameters that each IPC namespace has, beside `fs.mqueue.*`.
-const IPC_PARAMETERS: &[&str] = &[
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
-
 /// Parameters of the machine are none of a zone's business.
 fn check_sysctls(linux: &Linux, own: u64) -> anyhow::Result<()> {
     for key in linux.sysctl.keys() {
-        let dotted = key.replace('/', ".");
-        let (namespace, kind) = match dotted.as_str() {
-            ipc if IPC_PARAMETERS.contains(&ipc) || ipc.starts_with("fs.mqueue.") => ("ipc", NEW_IPC),
-            net if net.starts_with("net.") => ("network", NEW_NET),
-            "kernel.domainname" | "kernel.hostname" => ("uts", NEW_UTS),
-            _ => bail!("The kernel parameter {key:?} is the machine's, not a zone's; leave it out"),
+        let (namespace, kind) = match ParameterOf::name(key) {
+            Some(ParameterOf::Ipc) => ("ipc", NEW_IPC),
+            Some(ParameterOf::Network) => ("network", NEW_NET),
+            Some(ParameterOf::Uts) => ("uts", NEW_UTS),
+            None => bail!("The kernel parameter {key:?} is the machine's, not a zone's; leave it out"),
         };
         ensure!(
-            own & kind != 0 && !dotted.contains(".."),
+            own & kind != 0,
             "The kernel parameter {key:?} needs a {namespace} namespace of the zone's own"
         );
     }

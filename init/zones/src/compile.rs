@@ -285,13 +285,15 @@ pub(crate) fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {
             at,
             options,
             attributes,
-        } => {
-            let options: Vec<(&str, &str)> = options
-                .iter()
-                .map(|(key, value)| (key.as_str(), value.as_str()))
-                .collect();
-            b.mount("tmpfs", &options, attributes, &at)
-        }
+        } => own_mount(
+            b,
+            Mount::New {
+                fstype: "tmpfs".to_owned(),
+                at,
+                options,
+                attributes,
+            },
+        ),
         Mount::New {
             fstype,
             at,

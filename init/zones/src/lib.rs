@@ -3,7 +3,7 @@
 //!
 //! A [`ZoneSpec`] is compiled into a program ([`sys::program`]) that the zone's first process runs
 //! before the image's own. The [`keeper`] in process 1 starts it and holds its exit status;
-//! [`Zones`] is the supervisor's handle to all of this. Nothing here knows of HTTP, of images or of
+//! [`Zones`] is the supervisor's handle to all of this. Zones that nobody keeps are [`direct`]. Nothing here knows of HTTP, of images or of
 //! how a root file system is made.
 
 #![forbid(unsafe_code)]
@@ -18,6 +18,7 @@ mod error;
 mod freezer;
 pub mod keeper;
 pub mod log;
+mod parameters;
 mod runtime;
 pub mod seccomp;
 pub mod spec;
@@ -30,6 +31,7 @@ pub use compile::STAGING;
 pub use device_rules::DeviceRule;
 pub use devices::{Device, DeviceAccess, DeviceKind};
 pub use error::{Error, StartError};
+pub use parameters::ParameterOf;
 pub use runtime::{ExitStatus, Pending, Process, Survivor, Zones};
 pub use seccomp::Seccomp;
 pub use spec::{

@@ -1,48 +1,28 @@
 //! Kernel parameters of a container: only those that a namespace of its own holds.
 
+use zones::ParameterOf;
+
 use crate::containers::config::HostConfig;
 use crate::containers::modes::{Mode, Modes};
 use crate::http::{ApiError, Result};
 
-/// Parameters of an IPC namespace (`ipc_namespaces(7)`), with a final full stop for all below it.
-const IPC: &[&str] = &[
-    "fs.mqueue.",
-    "kernel.msgmax",
-    "kernel.msgmnb",
-    "kernel.msgmni",
-    "kernel.sem",
-    "kernel.shmall",
-    "kernel.shmmax",
-    "kernel.shmmni",
-    "kernel.shm_rmid_forced",
-];
-const NETWORK: &[&str] = &["net."];
-const UTS: &[&str] = &["kernel.domainname"];
-
 /// Refuses those that would change the machine, in the words of Docker's runtime.
 pub(super) fn check_sysctls(host: &HostConfig, modes: &Modes) -> Result<()> {
     for key in host.sysctls.keys() {
-        let name = key.replace('/', ".");
-        let among = |list: &[&str]| {
-            list.iter().any(|known| match known.strip_suffix('.') {
-                Some(_) => name.starts_with(known) && name.len() > known.len(),
-                None => name == *known,
-            })
-        };
-        // A name is a path below /proc/sys.
-        let odd = key.split(['.', '/']).any(str::is_empty) || key.contains('\0');
         let refused = |text: String| Err(ApiError::bad_request(text));
-        if odd || !(among(IPC) || among(NETWORK) || among(UTS)) {
-            return refused(format!("sysctl {key:?} is not in a separate kernel namespace"));
-        }
-        if among(NETWORK) && modes.network == Mode::Host {
-            return refused(format!("sysctl {key:?} not allowed in host network namespace"));
-        }
-        if among(IPC) && modes.ipc == Mode::Host {
-            return refused(format!("sysctl {key:?} not allowed in host ipc namespace"));
-        }
-        if among(UTS) && modes.uts == Mode::Host {
-            return refused(format!("sysctl {key:?} not allowed in host UTS namespace"));
+        let host = |mode: &Mode| *mode == Mode::Host;
+        match ParameterOf::name(key) {
+            None => return refused(format!("sysctl {key:?} is not in a separate kernel namespace")),
+            Some(ParameterOf::Network) if host(&modes.network) => {
+                return refused(format!("sysctl {key:?} not allowed in host network namespace"));
+            }
+            Some(ParameterOf::Ipc) if host(&modes.ipc) => {
+                return refused(format!("sysctl {key:?} not allowed in host ipc namespace"));
+            }
+            Some(ParameterOf::Uts) if host(&modes.uts) => {
+                return refused(format!("sysctl {key:?} not allowed in host UTS namespace"));
+            }
+            Some(_) => {}
         }
     }
     Ok(())
