@@ -23,6 +23,8 @@ const UNSEEN: i32 = 255;
 /// Docker's code for a start that failed.
 const NOT_STARTED: i32 = 128;
 
+const CUT_SHORT: &str = "The supervisor ended while it started the container; start it again.";
+
 /// What is to be done about a container.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -41,15 +43,27 @@ pub(super) enum Verdict {
 
 /// Corrects what is recorded of it, and says what else is to be done. `half_removed`: its root is gone.
 pub(super) fn judge(container: &Container, successor: bool, half_removed: bool) -> Verdict {
-    let mut record = container.lock();
     if half_removed {
         return Verdict::Remove;
     }
+    let (verdict, code) = {
+        let mut record = container.lock();
+        (judge_record(&mut record, successor), record.exit_code)
+    };
+    // For those who ask for its end from now on.
+    container.life.send_modify(|life| life.code = code);
+    verdict
+}
+
+fn judge_record(record: &mut Record, successor: bool) -> Verdict {
     match (record.status, successor) {
-        (Status::Restarting, _) => Verdict::StartAfter(rest_of_pause(&record)),
+        (Status::Restarting, _) => Verdict::StartAfter(rest_of_pause(record)),
         (Status::Running, true) => {
             record.exit_code = NOT_STARTED;
-            if pause_of_counted(&record).is_none() {
+            if pause_of_counted(record).is_none() {
+                record.status = Status::Exited;
+                record.error = CUT_SHORT.to_owned();
+                record.finished = zones::log::now();
                 return Verdict::FailStart;
             }
             record.status = Status::Restarting;
@@ -64,7 +78,7 @@ pub(super) fn judge(container: &Container, successor: bool, half_removed: bool) 
                 record.exit_code = UNSEEN;
                 record.finished = zones::log::now();
             }
-            if wanted_after_boot(&record) {
+            if wanted_after_boot(record) {
                 Verdict::Start
             } else if record.host.auto_remove {
                 Verdict::Remove
@@ -157,10 +171,10 @@ async fn after_those_it_joins(engine: &Engine, container: &Container) {
 /// Settles a start that the predecessor's death cut short.
 async fn fail_start(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
     let _turn = container.turn.lock().await;
-    // Somebody may have started it meanwhile.
-    if container.process().is_none() {
+    // Somebody may have started it meanwhile, and it may have ended.
+    if container.process().is_none() && container.life.borrow().exits == 0 {
         let failure = Failure {
-            api: ApiError::internal("The supervisor ended while it started the container; start it again."),
+            api: ApiError::internal(CUT_SHORT),
             code: NOT_STARTED,
         };
         run::fail(engine, container, store, &failure).await;
