@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use handover::Protocol;
 use monobloc::qemu::{self, Acceleration, Forward, Qemu};
+use serde_json::json;
 use tempfile::TempDir;
 
 use crate::api;
@@ -79,6 +80,7 @@ impl Disk {
 pub struct Boot {
     image: Kind,
     disk: Option<Disk>,
+    more_disks: Vec<(String, Disk)>,
     memory: u64,
     firmware: bool,
     network: bool,
@@ -93,6 +95,7 @@ impl Boot {
         Self {
             image: Kind::Quickstart,
             disk: None,
+            more_disks: Vec::new(),
             memory: 1024 * MIB,
             firmware: false,
             network: true,
@@ -138,6 +141,13 @@ impl Boot {
     #[must_use]
     pub fn memory(self, memory: u64) -> Self {
         Self { memory, ..self }
+    }
+
+    /// With a further disk, which can be pulled out while the machine runs.
+    #[must_use]
+    pub fn another_disk(mut self, serial: &str, disk: &Disk) -> Self {
+        self.more_disks.push((serial.to_owned(), disk.clone()));
+        self
     }
 
     /// From the `.efi` file, by UEFI firmware.
@@ -316,6 +326,30 @@ impl Machine {
         }
     }
 
+    /// Pulls out a disk of [`Boot::another_disk`] or [`Machine::plug`].
+    #[track_caller]
+    pub fn unplug(&self, serial: &str) {
+        self.monitor("device_del", &json!({"id": format!("disk-{serial}")}));
+    }
+
+    /// Plugs a disk in while the machine runs, which was started with [`Boot::another_disk`].
+    #[track_caller]
+    pub fn plug(&self, serial: &str, disk: &Disk) {
+        let file = json!({"driver": "file", "filename": disk.path()});
+        let node = format!("node-{serial}");
+        let drive = json!({"node-name": node, "driver": "raw", "file": file});
+        self.monitor("blockdev-add", &drive);
+        let device = json!({"driver": "scsi-hd", "id": format!("disk-{serial}"), "drive": node,
+            "serial": serial, "bus": format!("{}.0", qemu::CONTROLLER)});
+        self.monitor("device_add", &device);
+    }
+
+    #[track_caller]
+    fn monitor(&self, command: &str, arguments: &serde_json::Value) {
+        let done = qemu::qmp::execute_with(&self.folder.path().join("qmp"), command, arguments);
+        done.unwrap_or_else(|error| panic!("{error}"));
+    }
+
     /// Powers the machine off by its API and waits until it is.
     #[track_caller]
     pub fn power_off(self) {
@@ -398,6 +432,11 @@ fn imitated(boot: &Boot, image: &Built, folder: &Path, api: u16) -> anyhow::Resu
         memory: boot.memory,
         cpus: 2,
         disk: boot.disk.as_ref().map(|disk| disk.path().to_owned()),
+        more_disks: boot
+            .more_disks
+            .iter()
+            .map(|(serial, disk)| (serial.clone(), disk.path().to_owned()))
+            .collect(),
         forwards: boot.network.then(|| forwards(api)),
         bundle: boot.identity.then(|| identity.bundle.clone()),
         // Our end of QEMU's standard output.

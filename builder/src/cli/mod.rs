@@ -10,6 +10,7 @@ mod down;
 mod inspect;
 mod logs;
 mod pick;
+mod pool;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -47,6 +48,8 @@ enum Command {
     Inspect(Inspect),
     Doctor(Doctor),
     UpgradeSupervisor(UpgradeSupervisor),
+    Disks(pool::Disks),
+    Pool(pool::Pool),
 }
 
 /// Build a recipe, boot it in QEMU, and run a first container
@@ -191,6 +194,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Inspect(arguments) => inspect::run(&arguments),
         Command::Doctor(arguments) => doctor::run(&arguments),
         Command::UpgradeSupervisor(arguments) => upgrade::run(&arguments),
+        Command::Disks(arguments) => pool::disks(&arguments),
+        Command::Pool(arguments) => pool::pool(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

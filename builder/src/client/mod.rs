@@ -6,9 +6,11 @@
 
 pub mod context;
 pub mod greeting;
+mod pool;
 pub mod tls;
 mod upgrade;
 
+pub use pool::{Disk, Order, Stage};
 pub use upgrade::Upgraded;
 
 use std::future::Future;

@@ -133,6 +133,7 @@ impl Machine {
             memory: record.memory,
             cpus: record.cpus,
             disk,
+            more_disks: Vec::new(),
             forwards: Some([&[api], record.forwards.as_slice()].concat()),
             bundle: Some(self.bundle()),
             log: self.log(),

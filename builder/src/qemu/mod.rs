@@ -18,6 +18,11 @@ pub const FIRMWARE_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 /// The firmware's settings, to be copied for each machine.
 pub const FIRMWARE_VARIABLES: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 
+/// Serial number of [`Qemu::disk`].
+pub const FIRST_SERIAL: &str = "first";
+/// Id of the controller of [`Qemu::more_disks`]; the disks' own are `disk-` and the serial number.
+pub const CONTROLLER: &str = "scsi";
+
 /// What the machine starts from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Boot {
@@ -54,6 +59,9 @@ pub struct Qemu {
     pub cpus: u32,
     /// A raw disk image.
     pub disk: Option<PathBuf>,
+    /// More of them, each with its serial number, on a controller where disks can be plugged and
+    /// pulled while the machine runs.
+    pub more_disks: Vec<(String, PathBuf)>,
     /// None: a machine without a network card.
     pub forwards: Option<Vec<Forward>>,
     /// The node bundle as JSON; QEMU reads it once, at the start.
@@ -139,7 +147,24 @@ impl Qemu {
         }
         if let Some(disk) = &self.disk {
             line.add_path("-drive", "if=none,id=disk,format=raw,discard=unmap,file=", disk);
-            line.add("-device", "virtio-blk-pci,drive=disk");
+            line.add(
+                "-device",
+                format!("virtio-blk-pci,drive=disk,serial={FIRST_SERIAL}"),
+            );
+        }
+        if !self.more_disks.is_empty() {
+            line.add("-device", format!("virtio-scsi-pci,id={CONTROLLER}"));
+        }
+        for (serial, path) in &self.more_disks {
+            line.add_path(
+                "-drive",
+                &format!("if=none,id={serial},format=raw,discard=unmap,file="),
+                path,
+            );
+            line.add(
+                "-device",
+                format!("scsi-hd,id=disk-{serial},bus={CONTROLLER}.0,drive={serial},serial={serial}"),
+            );
         }
         if let Some(bundle) = &self.bundle {
             line.add_path("-fw_cfg", &format!("name={FW_CFG_BUNDLE},file="), bundle);
@@ -206,6 +231,7 @@ mod tests {
             memory: 1 << 30,
             cpus: 2,
             disk: Some("/state/a,b/disk.img".into()),
+            more_disks: vec![("second".into(), "/state/second.img".into())],
             forwards: Some(vec![
                 Forward {
                     protocol: Protocol::Tcp,
@@ -245,6 +271,7 @@ mod tests {
             "name=opt/org.monobloc/bundle,file=/state/bundle.json",
             "path=/state/console.sock,logfile=/state/console.log",
             "format=raw,discard=unmap,file=/state/a,,b/disk.img",
+            "scsi-hd,id=disk-second,bus=scsi.0,drive=second,serial=second",
         ] {
             assert!(line.contains(part), "{part} is not in {line}");
         }
@@ -273,12 +300,13 @@ mod tests {
     fn what_was_not_asked_for_is_not_there() {
         let line = text(&Qemu {
             disk: None,
+            more_disks: Vec::new(),
             forwards: None,
             bundle: None,
             restarts: false,
             ..machine()
         });
-        for part in ["-drive", "-netdev", "-fw_cfg", "virtio-net", "virtio-blk"] {
+        for part in ["-drive", "-netdev", "-fw_cfg", "virtio-net", "virtio-blk", "scsi"] {
             assert!(!line.contains(part), "{part} is in {line}");
         }
         assert!(line.contains("-no-reboot"));

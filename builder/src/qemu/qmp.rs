@@ -28,14 +28,26 @@ pub enum QmpError {
 /// # Errors
 /// QEMU does not answer in time, or refuses.
 pub fn execute(socket: &Path, command: &str) -> Result<Value, QmpError> {
+    execute_with(socket, command, &json!({}))
+}
+
+/// As [`execute`], of a command that takes arguments.
+///
+/// # Errors
+/// As [`execute`].
+pub fn execute_with(socket: &Path, command: &str, arguments: &Value) -> Result<Value, QmpError> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(LIMIT))?;
     stream.set_write_timeout(Some(LIMIT))?;
     let mut answers = BufReader::new(stream.try_clone()?);
     read(&mut answers)?; // the greeting
     let mut returned = Value::Null;
-    for command in ["qmp_capabilities", command] {
-        writeln!(stream, "{}", json!({ "execute": command }))?;
+    for (command, arguments) in [("qmp_capabilities", &json!({})), (command, arguments)] {
+        writeln!(
+            stream,
+            "{}",
+            json!({ "execute": command, "arguments": arguments })
+        )?;
         returned = answer(&mut answers, command)?;
     }
     Ok(returned)

@@ -98,6 +98,8 @@ pub struct Engine {
     inherited: Mutex<Vec<Survivor>>,
     /// A predecessor has brought the machine up: what does not run is not to be started as at a boot.
     successor: bool,
+    /// What is being done to the pool's disks.
+    pub(crate) pool_work: crate::disks::Work,
     store: Cell<Store>,
     network: Cell<Network>,
 }
@@ -123,6 +125,7 @@ impl Engine {
             ending: AtomicBool::new(false),
             inherited: Mutex::new(survivors),
             successor,
+            pool_work: crate::disks::Work::default(),
             store: Cell::new(),
             network: Cell::new(),
         })
@@ -160,6 +163,7 @@ impl Engine {
         self.store.0.send_replace(Later::Here(store.clone()));
         let mut inherited = self.inherited.lock().unwrap_or_else(PoisonError::into_inner);
         let survivors = std::mem::take(&mut *inherited);
+        crate::disks::watch_over(self.clone(), store.clone());
         tokio::spawn(containers::adopt_all(self.clone(), store, survivors));
     }
 

@@ -9,6 +9,7 @@
 
 mod build;
 mod containers;
+mod disks;
 pub mod engine;
 pub mod events;
 mod exec;

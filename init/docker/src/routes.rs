@@ -98,6 +98,9 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
                 verb @ ("poweroff" | "reboot" | "restart-supervisor"),
             ],
         ) => system::power(engine, verb),
+        ("GET", ["monobloc", "v1", "disks"]) => crate::disks::list(&engine).await,
+        ("GET", ["monobloc", "v1", "pool"]) => crate::disks::pool(&engine).await,
+        ("POST", ["monobloc", "v1", "pool", verb]) => crate::disks::change(engine, verb, req).await,
         ("POST", ["monobloc", "v1", "supervisor"]) => crate::upgrade::upload(&engine, req).await,
         ("POST", ["commit"]) => images::commit(&engine, req).await,
         (_, ["images" | "auth" | "build" | "distribution", ..]) => {

@@ -111,6 +111,8 @@ pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
     let images = store.as_ref().map_or(0, |store| store.images().len());
     let usage = store.and_then(|store| store.usage().ok());
     let pool = (engine.config.pool_kind)();
+    let mut warnings: Vec<String> = usage.and_then(warning).into_iter().collect();
+    warnings.extend(crate::disks::warnings(engine).await);
     let mut status = vec![json!(["Pool", pool])];
     if let Some(usage) = usage {
         status.push(json!(["Total bytes", usage.total.to_string()]));
@@ -151,7 +153,7 @@ pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
         "LiveRestoreEnabled": true, "Isolation": "", "InitBinary": "", "ContainerdCommit": {"ID": ""},
         "RuncCommit": {"ID": ""}, "InitCommit": {"ID": ""},
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=userns", "name=cgroupns"],
-        "Warnings": usage.and_then(warning).map(|warning| vec![warning]),
+        "Warnings": (!warnings.is_empty()).then_some(warnings),
     }))
 }
 

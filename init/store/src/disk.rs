@@ -76,25 +76,44 @@ pub fn list() -> Result<Vec<Disk>> {
     list_in(Path::new(SYS_BLOCK), Path::new("/dev"))
 }
 
+/// The names of all disks that stand for hardware, sorted; none of them is read.
+pub fn names() -> Result<Vec<String>> {
+    let mut names = names_in(Path::new(SYS_BLOCK))?;
+    names.sort();
+    Ok(names)
+}
+
+/// The serial number of the disk of a name such as `vda`; empty where it has none.
+pub(crate) fn serial(name: &str) -> String {
+    identity::serial(&Path::new(SYS_BLOCK).join(name))
+}
+
 fn list_in(sys_block: &Path, dev: &Path) -> Result<Vec<Disk>> {
+    let mut names = names_in(sys_block)?;
+    names.sort();
+    let disks = names.into_iter();
+    Ok(disks
+        .map(|name| read_disk(&sys_block.join(&name), dev, name))
+        .collect())
+}
+
+fn names_in(sys_block: &Path) -> Result<Vec<String>> {
     let what = || format!("list the disks in {}", sys_block.display());
     let entries = match fs::read_dir(sys_block) {
         Err(reason) if reason.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.during(what())?,
     };
-    let mut disks = Vec::new();
+    let mut names = Vec::new();
     for entry in entries {
         let entry = entry.during(what())?;
         let name = entry.file_name().to_string_lossy().into_owned();
         let optical = name.starts_with("sr") || name.starts_with("fd");
         // Only hardware has a `device`; loop, RAM and device-mapper disks have none.
-        if optical || !entry.path().join("device").exists() {
-            continue;
+        if !optical && entry.path().join("device").exists() {
+            names.push(name);
         }
-        disks.push(read_disk(&entry.path(), dev, name));
     }
-    disks.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(disks)
+    Ok(names)
 }
 
 fn read_disk(sysfs: &Path, dev: &Path, name: String) -> Disk {
@@ -212,24 +231,31 @@ fn look(file: &File, size: u64) -> io::Result<Content> {
     Ok(Content::Blank)
 }
 
-/// Takes notice of disks that are found after it was made.
-pub(crate) struct Arrivals(OwnedFd);
+/// Takes notice of disks that come or go after it was made.
+#[derive(Debug)]
+pub struct Changes(OwnedFd);
 
-impl Arrivals {
-    pub(crate) fn watch() -> Result<Arrivals> {
+impl Changes {
+    pub fn watch() -> Result<Changes> {
         let what = "watch /dev for disks";
         let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).during(what)?;
-        inotify::add_watch(&watch, "/dev", WatchFlags::CREATE).during(what)?;
-        Ok(Arrivals(watch))
+        inotify::add_watch(&watch, "/dev", WatchFlags::CREATE | WatchFlags::DELETE).during(what)?;
+        Ok(Changes(watch))
     }
 
-    /// Waits until something new is in `/dev`; false when that was not so before the deadline.
-    pub(crate) fn wait(&self, deadline: Instant) -> Result<bool> {
+    /// Waits until something in `/dev` has come or gone; false when that was not so before the
+    /// deadline, if there is one.
+    pub fn wait(&self, deadline: Option<Instant>) -> Result<bool> {
         let what = "wait for disks";
-        let limit = deadline.saturating_duration_since(Instant::now());
-        let limit = Timespec::try_from(limit).map_err(io::Error::other).during(what)?;
+        let limit = match deadline {
+            None => None,
+            Some(deadline) => {
+                let limit = deadline.saturating_duration_since(Instant::now());
+                Some(Timespec::try_from(limit).map_err(io::Error::other).during(what)?)
+            }
+        };
         let mut asked = [PollFd::new(&self.0, PollFlags::IN)];
-        let events = match poll(&mut asked, Some(&limit)) {
+        let events = match poll(&mut asked, limit.as_ref()) {
             Err(rustix::io::Errno::INTR) => return Ok(true),
             other => other.during(what)?,
         };

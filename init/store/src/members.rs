@@ -77,6 +77,8 @@ pub struct Member {
     pub id: u64,
     /// `vda`; none where it was not there when the pool was opened.
     pub name: Option<String>,
+    /// Empty where it is not known.
+    pub serial: String,
     pub missing: bool,
     /// Bytes, and those of them that are given to data or metadata.
     pub size: u64,
@@ -169,11 +171,13 @@ impl Members {
         // A disk that is pulled out under the pool stays its device, and only its node goes away.
         let there = device.path.as_ref().is_some_and(|path| path.exists());
         let errors = devices::errors(&self.root, device.id).unwrap_or_default();
+        let name = device
+            .path
+            .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
         Member {
             id: device.id,
-            name: device
-                .path
-                .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned())),
+            serial: name.as_deref().map(disk::serial).unwrap_or_default(),
+            name,
             missing: marked || !there,
             size: device.size,
             used: device.used,
@@ -377,7 +381,10 @@ impl State {
     /// True where each block is kept as often as the number of disks asks for.
     pub fn settled(&self) -> bool {
         let target = Target::for_disks(self.members.len());
-        self.data == names(&[target.data]) && self.metadata == names(&[target.metadata])
+        // A pool that holds no data yet has no profile for it.
+        let (data, metadata) = (name(target.data), name(target.metadata));
+        self.data.iter().all(|profile| *profile == data)
+            && self.metadata.iter().all(|profile| *profile == metadata)
     }
 
     /// True where the pool is not on any disk.
@@ -438,9 +445,13 @@ impl State {
 impl Member {
     /// The disk as a person would speak of it.
     pub fn told(&self) -> String {
-        match &self.name {
+        let disk = match &self.name {
             Some(name) => format!("disk {name}"),
             None => format!("disk number {}", self.id),
+        };
+        match self.serial.as_str() {
+            "" => disk,
+            serial => format!("{disk} (serial number {serial})"),
         }
     }
 }

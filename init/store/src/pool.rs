@@ -256,7 +256,7 @@ fn btrfs_source<'a>(line: &'a str, at: &Path) -> Option<&'a str> {
 /// All disks, waited for until every pool that has one here has all of its own.
 fn complete_list(limit: Duration) -> Result<Vec<Disk>> {
     let deadline = Instant::now() + limit;
-    let arrivals = disk::Arrivals::watch()?;
+    let changes = disk::Changes::watch()?;
     loop {
         let disks = disk::list()?;
         let whole = groups(&disks).iter().all(|group| {
@@ -266,7 +266,7 @@ fn complete_list(limit: Duration) -> Result<Vec<Disk>> {
                 .unwrap_or(0);
             group.len() as u64 >= expected
         });
-        if whole || !arrivals.wait(deadline)? {
+        if whole || !changes.wait(Some(deadline))? {
             return Ok(disks);
         }
     }
