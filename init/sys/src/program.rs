@@ -146,7 +146,7 @@ pub enum Step {
         target: CString,
         path: CString,
     },
-    /// A new file system, mounted on a folder.
+    /// A new file system, mounted on a folder that is made where missing (mode 755).
     Mount {
         fstype: CString,
         options: Vec<(CString, CString)>,
@@ -166,6 +166,13 @@ pub enum Step {
     },
     /// Binds a *host* file or folder.
     BindHost {
+        host: CString,
+        attributes: MountAttributes,
+        at: CString,
+    },
+    /// Binds a *host* file on one that is made for it, in a folder that is there; nothing may be at the
+    /// path yet.
+    BindHostAnew {
         host: CString,
         attributes: MountAttributes,
         at: CString,

@@ -85,10 +85,6 @@ impl Builder {
             .iter()
             .map(|(key, value)| Ok((text(*key)?, text(*value)?)))
             .collect::<Result<_, Error>>()?;
-        self.add(Step::MakeDir {
-            path: text(at)?,
-            mode: 0o755,
-        });
         self.add(Step::Mount {
             fstype: text(fstype)?,
             options,
@@ -246,8 +242,7 @@ fn system_mounts(b: &mut Builder, spec: &ZoneSpec) -> Result<(), Error> {
     )?;
     for device in DEVICES {
         let path = format!("/dev/{device}");
-        b.add(Step::MakeFile { path: text(&*path)? });
-        b.add(Step::BindHost {
+        b.add(Step::BindHostAnew {
             host: text(&*path)?,
             attributes: NO_SUID_EXEC,
             at: text(path)?,
@@ -461,7 +456,9 @@ pub(crate) fn describe(step: Option<&Step>) -> String {
             format!("make {} in the zone", show(path))
         }
         Some(Step::Mount { fstype, at, .. }) => format!("mount {} on {}", show(fstype), show(at)),
-        Some(Step::AttachTree { at, .. } | Step::BindHost { at, .. }) => format!("mount on {}", show(at)),
+        Some(Step::AttachTree { at, .. } | Step::BindHost { at, .. } | Step::BindHostAnew { at, .. }) => {
+            format!("mount on {}", show(at))
+        }
         Some(Step::File { path, .. } | Step::WriteFile { path, .. }) => format!("write {}", show(path)),
         Some(Step::Mask { path } | Step::ReadOnly { path }) => format!("protect {}", show(path)),
         Some(Step::MakeNode { path, .. }) => format!("make the device {}", show(path)),

@@ -149,7 +149,7 @@ impl Child<'_> {
                 at,
             } => {
                 let tree = new_mount(fstype, options, *attributes)?;
-                self.attach(tree, at)
+                self.attach_on_dir(tree, at)
             }
             Step::File { path, data } => self.file(path, data),
             Step::MakeNode {
@@ -167,6 +167,11 @@ impl Child<'_> {
                 let tree = clone_tree(libc::AT_FDCWD, host, 0)?;
                 set_attributes(tree, 0, *attributes)?;
                 self.attach(tree, at)
+            }
+            Step::BindHostAnew { host, attributes, at } => {
+                let tree = clone_tree(libc::AT_FDCWD, host, 0)?;
+                set_attributes(tree, 0, *attributes)?;
+                self.attach_on_new_file(tree, at)
             }
             Step::Mask { path } => self.mask(path),
             Step::ReadOnly { path } => self.read_only(path),

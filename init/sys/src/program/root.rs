@@ -163,8 +163,7 @@ impl Child<'_> {
 
     pub(super) fn symlink(&self, target: &CStr, path: &CStr) -> Done {
         let (parent, name) = split(path.to_bytes());
-        self.make_dirs(parent, 0o755)?;
-        let dir = self.open_bytes(parent, libc::O_PATH | libc::O_DIRECTORY, 0)?;
+        let dir = self.open_or_make_dir(parent)?;
         let name = PathBuffer::new(name)?;
         // SAFETY: terminated strings and an open folder.
         let made = check(unsafe { libc::symlinkat(target.as_ptr(), dir, name.as_c()?.as_ptr()) });
@@ -205,10 +204,32 @@ impl Child<'_> {
 
     /// Attaches a detached mount on a path that is there.
     pub(super) fn attach(&self, tree: RawFd, at: &CStr) -> Done {
-        let target = self.open(at, libc::O_PATH, 0)?;
-        let moved = move_mount(tree, target, c"", libc::MOVE_MOUNT_T_EMPTY_PATH);
-        close(target);
-        moved
+        attach_on(tree, self.open(at, libc::O_PATH, 0)?)
+    }
+
+    /// Attaches a detached mount on a folder, made where missing.
+    pub(super) fn attach_on_dir(&self, tree: RawFd, at: &CStr) -> Done {
+        attach_on(tree, self.open_or_make_dir(at.to_bytes())?)
+    }
+
+    /// Attaches a detached mount on a file that is made for it.
+    pub(super) fn attach_on_new_file(&self, tree: RawFd, at: &CStr) -> Done {
+        attach_on(
+            tree,
+            self.open(at, libc::O_CREAT | libc::O_EXCL | libc::O_RDONLY, 0o644)?,
+        )
+    }
+
+    /// Most folders are there: looking first would be a call more for each.
+    fn open_or_make_dir(&self, path: &[u8]) -> Result<RawFd, i32> {
+        let open = || self.open_bytes(path, libc::O_PATH | libc::O_DIRECTORY, 0);
+        match open() {
+            Err(libc::ENOENT) => {
+                self.make_dirs(path, 0o755)?;
+                open()
+            }
+            other => other,
+        }
     }
 
     pub(super) fn file(&self, path: &CStr, data: &[u8]) -> Done {
@@ -222,13 +243,11 @@ impl Child<'_> {
                 return Err(libc::ENOSPC);
             }
         }
+        let tree = clone_tree(fd, c"", libc::AT_EMPTY_PATH)?;
         close(fd);
-        let source = self.open(NAME, libc::O_PATH, 0)?;
-        let tree = clone_tree(source, c"", libc::AT_EMPTY_PATH)?;
         self.make_file(path.to_bytes())?;
         self.attach(tree, path)?;
         close(tree);
-        close(source);
         let dev = self.open(c"/dev", libc::O_PATH | libc::O_DIRECTORY, 0)?;
         // SAFETY: removes the name just made; the mount keeps the file.
         let removed = check(unsafe { libc::unlinkat(dev, c".file".as_ptr(), 0) });
@@ -266,6 +285,12 @@ impl Child<'_> {
         close(target);
         Ok(())
     }
+}
+
+fn attach_on(tree: RawFd, target: RawFd) -> Done {
+    let moved = move_mount(tree, target, c"", libc::MOVE_MOUNT_T_EMPTY_PATH);
+    close(target);
+    moved
 }
 
 /// Links that lead to nothing that are followed one after the other.
