@@ -388,6 +388,11 @@ fn what_is_hidden_and_read_only_can_be_opened() {
 fn a_device_is_there_with_its_owner_and_its_rights_and_a_disk_in_use_is_not_given() {
     let look = "head -c 3 /dev/nulls | wc -c; stat -c \"%t:%T %u:%g\" /dev/nulls";
     assert_eq!(sh("--device /dev/zero:/dev/nulls", look), "3\n1:5 0:0");
+    // One that no zone has by itself, with fewer rights than it has on the machine.
+    let open = ": > /dev/serial && echo opened";
+    assert_eq!(sh("--device /dev/ttyS0:/dev/serial", open), "opened");
+    let said = refused("--device /dev/ttyS0:/dev/serial:r", open);
+    assert!(said.contains("Operation not permitted"), "{said}");
     // Without it the node may be made, but opens nothing.
     refused(
         "--cap-add MKNOD",
