@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use rustix::fs::{Mode, OFlags, open};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use zones::log::Stream;
 use zones::{Process, StartError, TerminalSize};
 
-use crate::containers::{Container, logs, new_id, size, spec};
+use crate::containers::{Container, awake, logs, new_id, size, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Hijack, Request, Response, Result, blocking, empty, json, ok, with_causes};
 use crate::streams::{self, Attachment, Source, Streams, frame, parse_detach_keys};
@@ -138,6 +139,7 @@ pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Res
     }
     keys(&wanted)?;
     container.running()?;
+    awake(engine, &container, "exec")?;
     let exec = Arc::new(Exec {
         id: new_id()?,
         container,
@@ -218,6 +220,7 @@ struct StartWanted {
 async fn start(engine: Arc<Engine>, exec: Arc<Exec>, mut req: Request) -> Result<Response> {
     let wanted: StartWanted = req.json().await?;
     exec.container.running()?;
+    awake(&engine, &exec.container, "exec")?;
     {
         let mut phase = exec.phase();
         if !matches!(*phase, Phase::Created) {
@@ -359,6 +362,51 @@ async fn prepare(
         )
     })
     .await
+}
+
+/// Runs a command in a container for the engine itself; its exit code and the beginning of what it
+/// said. None if it took longer than `limit`: it is killed then, with what it has started.
+pub(crate) async fn probe(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    command: &[String],
+    limit: Duration,
+    most: usize,
+) -> Result<Option<(i32, String)>> {
+    let exec = Arc::new(Exec {
+        id: new_id()?,
+        container: container.clone(),
+        wanted: Wanted {
+            attach_stdout: true,
+            attach_stderr: true,
+            cmd: Some(command.to_vec()),
+            ..Wanted::default()
+        },
+        phase: Mutex::new(Phase::Starting),
+        streams: Streams::default(),
+    });
+    let mut listener = exec.streams.listen();
+    run(engine, &exec, None).await?;
+    let mut output = Vec::new();
+    let heard = async {
+        while let Some(chunk) = listener.next().await {
+            let room = most.saturating_sub(output.len());
+            output.extend_from_slice(chunk.bytes.get(..room.min(chunk.bytes.len())).unwrap_or_default());
+        }
+    };
+    let in_time = tokio::time::timeout(limit, heard).await.is_ok();
+    let text = String::from_utf8_lossy(&output).into_owned();
+    match &*exec.phase() {
+        Phase::Ended { code, .. } if in_time => return Ok(Some((*code, text))),
+        // It leads a session of its own, and a process group.
+        Phase::Running(process) => {
+            if let Some(group) = Pid::from_raw(process.pid) {
+                let _ = kill_process_group(group, Signal::KILL);
+            }
+        }
+        _ => {}
+    }
+    Ok(None)
 }
 
 async fn bury(engine: Arc<Engine>, exec: Arc<Exec>, key: String, mut pumping: JoinHandle<()>) {

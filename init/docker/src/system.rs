@@ -56,7 +56,7 @@ pub(crate) fn version(engine: &Engine) -> Result<Response> {
 }
 
 /// `MemTotal` and `MemAvailable`, in bytes.
-fn memory() -> (u64, u64) {
+pub(crate) fn memory() -> (u64, u64) {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     (field(&text, "MemTotal"), field(&text, "MemAvailable"))
 }

@@ -74,6 +74,8 @@ pub(crate) struct Config {
     #[serde(deserialize_with = "nullable")]
     pub(crate) labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) healthcheck: Option<store::Healthcheck>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stop_signal: Option<String>,
     /// Seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -249,6 +251,7 @@ const CONFIG: &[&str] = &[
     "WorkingDir",
     "Entrypoint",
     "Labels",
+    "Healthcheck",
     "StopSignal",
     "StopTimeout",
     "HostConfig",
@@ -301,9 +304,7 @@ fn never(field: &str, why: &str) -> ApiError {
 
 fn check_unknown(body: &Map<String, Value>) -> Result<()> {
     for (field, value) in body {
-        let none = |test: &Value| is_zero(test) || *test == serde_json::json!(["NONE"]);
-        let test_none = field == "Healthcheck" && value.get("Test").is_none_or(none);
-        if !CONFIG.contains(&field.as_str()) && !is_zero(value) && !test_none {
+        if !CONFIG.contains(&field.as_str()) && !is_zero(value) {
             return Err(refuse(field, ""));
         }
     }
@@ -385,6 +386,9 @@ pub(crate) fn parse(body: Value) -> Result<Wanted> {
     if config.image.is_empty() {
         return Err(ApiError::bad_request("No image is named (Image)."));
     }
+    if let Some(check) = &config.healthcheck {
+        check_health(check)?;
+    }
     if let Some(bad) = config
         .env
         .iter()
@@ -403,8 +407,8 @@ pub(crate) fn parse(body: Value) -> Result<Wanted> {
     Ok(Wanted { config, host })
 }
 
-fn check_host(host: &HostConfig) -> Result<()> {
-    host.log_config.check()?;
+/// Refuses a restart policy that there is none of.
+pub(super) fn check_policy(host: &HostConfig) -> Result<()> {
     match host.restart_policy.name.as_str() {
         "" | "no" | "always" | "unless-stopped" | "on-failure" => {}
         other => {
@@ -413,6 +417,37 @@ fn check_host(host: &HostConfig) -> Result<()> {
             )));
         }
     }
+    Ok(())
+}
+
+fn check_health(check: &store::Healthcheck) -> Result<()> {
+    /// The least that Docker takes, in nanoseconds.
+    const LEAST: i64 = 1_000_000;
+    let times = [
+        ("Interval", check.interval),
+        ("Timeout", check.timeout),
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+    ];
+    if let Some((name, _)) = times.iter().find(|(_, time)| *time != 0 && *time < LEAST) {
+        return Err(ApiError::bad_request(format!(
+            "{name} in Healthcheck cannot be less than 1ms"
+        )));
+    }
+    if check.retries < 0 {
+        return Err(ApiError::bad_request("Retries in Healthcheck cannot be negative"));
+    }
+    match check.test.first().map(String::as_str) {
+        None | Some("" | "NONE" | "CMD" | "CMD-SHELL") => Ok(()),
+        Some(other) => Err(ApiError::bad_request(format!(
+            "Unknown type {other:?} in the Healthcheck's Test"
+        ))),
+    }
+}
+
+fn check_host(host: &HostConfig) -> Result<()> {
+    host.log_config.check()?;
+    check_policy(host)?;
     if host.auto_remove && host.restart_policy.restarts() {
         return Err(ApiError::bad_request(
             "can't create 'AutoRemove' container with restart policy",

@@ -12,6 +12,7 @@ use zones::log::Progress;
 use zones::{IDS_PER_ZONE, IdMap, Process};
 
 use super::config::{Config, HostConfig};
+use super::health::{Health, HealthStatus};
 use super::mounts::Point;
 use crate::http::{ApiError, Result};
 use crate::streams::Streams;
@@ -138,6 +139,8 @@ pub(crate) struct Container {
     pub(crate) log_turn: Arc<tokio::sync::Mutex<()>>,
     pub(crate) life: watch::Sender<Life>,
     user_namespace: Mutex<Option<(IdMap, Arc<OwnedFd>)>>,
+    /// None for one that is not checked.
+    health: Mutex<Option<Health>>,
 }
 
 impl Container {
@@ -161,6 +164,7 @@ impl Container {
             log_turn: Arc::default(),
             life: watch::channel(life).0,
             user_namespace: Mutex::default(),
+            health: Mutex::default(),
         })
     }
 
@@ -189,6 +193,21 @@ impl Container {
 
     pub(crate) fn set_process(&self, process: Option<Arc<Process>>) {
         *self.process.lock().unwrap_or_else(PoisonError::into_inner) = process;
+    }
+
+    pub(crate) fn health(&self) -> Option<Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn set_health(&self, health: Option<Health>) {
+        *self.health.lock().unwrap_or_else(PoisonError::into_inner) = health;
+    }
+
+    /// Changes it; the new status, if `change` says that it is one.
+    pub(super) fn change_health(&self, change: impl FnOnce(&mut Health) -> bool) -> Option<HealthStatus> {
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        let health = health.as_mut()?;
+        change(health).then_some(health.status)
     }
 
     /// The user namespace that maps the root's ids; made at the first asking. Blocks.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hyper::StatusCode;
 use serde_json::{Value, json};
-use store::{Image, Store};
+use store::{Healthcheck, Image, Store};
 
 use super::config::{self, Config, Wanted};
 use super::container::{Container, NEVER, Record, Status};
@@ -140,6 +140,22 @@ fn place(store: &Store, container: &Container, image: &Image) -> Result<()> {
     })
 }
 
+fn over(mine: Healthcheck, theirs: &Healthcheck) -> Healthcheck {
+    let number = |mine, theirs| if mine == 0 { theirs } else { mine };
+    Healthcheck {
+        test: if mine.test.is_empty() {
+            theirs.test.clone()
+        } else {
+            mine.test
+        },
+        interval: number(mine.interval, theirs.interval),
+        timeout: number(mine.timeout, theirs.timeout),
+        start_period: number(mine.start_period, theirs.start_period),
+        start_interval: number(mine.start_interval, theirs.start_interval),
+        retries: number(mine.retries, theirs.retries),
+    }
+}
+
 /// What the image says goes below what was asked for.
 fn merge(mut config: Config, image: &Image) -> Config {
     let own = &image.config.config;
@@ -183,6 +199,11 @@ fn merge(mut config: Config, image: &Image) -> Config {
             .entry(path.clone())
             .or_insert_with(|| value.clone());
     }
+    config.healthcheck = match (config.healthcheck.take(), &own.healthcheck) {
+        // What is left open is as the image has it.
+        (Some(mine), Some(theirs)) => Some(over(mine, theirs)),
+        (mine, theirs) => mine.or_else(|| theirs.clone()),
+    };
     if config.stop_signal.is_none() {
         config.stop_signal.clone_from(&own.stop_signal);
     }

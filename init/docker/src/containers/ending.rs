@@ -11,7 +11,7 @@ use tokio::sync::MutexGuard;
 use zones::Process;
 
 use super::container::{Container, Life, Status, log_path, states};
-use super::spec;
+use super::{pause, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking};
 use crate::volumes;
@@ -59,6 +59,7 @@ pub(crate) async fn stop(
         .stop_signal
         .and_then(|name| spec::parse_signal(&name).ok());
     process.signal(signal.or(own).unwrap_or(SIGTERM))?;
+    pause::wake(engine, container).await?;
     let ended = life.wait_for(|life| life.exits > exits || life.removed);
     let in_time = match limit {
         None => ended.await.is_ok(),
@@ -117,6 +118,7 @@ pub(crate) async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signa
     let mut life = container.life.subscribe();
     let exits = life.borrow_and_update().exits;
     process.signal(signal)?;
+    pause::wake(engine, container).await?;
     engine.tell("container", "kill", container);
     if signal == SIGKILL {
         // As with Docker: who has killed a container finds it ended.
@@ -148,6 +150,7 @@ pub(crate) async fn remove(
                 let exits = life.borrow_and_update().exits;
                 container.lock().stopped = true;
                 process.signal(SIGKILL)?;
+                pause::wake(engine, container).await?;
                 drop(process);
                 let running = |life: &Life| life.running && life.exits == exits;
                 let _ = life.wait_for(|life| !running(life)).await;

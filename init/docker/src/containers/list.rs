@@ -9,14 +9,16 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::container::{Container, Record, Status};
+use super::health::HealthStatus;
 use super::mounts;
+use super::pause::is_paused;
 use super::show::{networks, protocol};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, ok};
 use crate::query::Filters;
 
 const FILTERS: &[&str] = &[
-    "ancestor", "before", "exited", "id", "label", "name", "network", "since", "status", "volume",
+    "ancestor", "before", "exited", "health", "id", "label", "name", "network", "since", "status", "volume",
 ];
 
 pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
@@ -55,7 +57,7 @@ pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response
             && since.as_ref().is_none_or(|since| record.created > *since);
         let running = matches!(record.status, Status::Running | Status::Restarting);
         let of_image = filters.get("ancestor").is_empty() || ancestors.contains(&record.image);
-        if (everything || running) && in_time && of_image && matches(record, &filters)? {
+        if (everything || running) && in_time && of_image && matches(engine, record, &filters)? {
             shown.push(summary(engine, &store, record));
         }
         if limit.is_some_and(|limit| shown.len() >= limit) {
@@ -100,7 +102,7 @@ async fn ancestors(engine: &Arc<Engine>, filters: &Filters) -> Result<Vec<String
         .collect())
 }
 
-fn matches(record: &Record, filters: &Filters) -> Result<bool> {
+fn matches(engine: &Engine, record: &Record, filters: &Filters) -> Result<bool> {
     const STATUSES: &[&str] = &[
         "created",
         "restarting",
@@ -137,9 +139,13 @@ fn matches(record: &Record, filters: &Filters) -> Result<bool> {
         }
     };
     let network = record.network_name().unwrap_or_default();
+    let state = state(engine, record);
     Ok(filters.matches("id", |id| record.id.starts_with(id))
         && filters.matches("name", named)
-        && filters.matches("status", |status| record.status.text() == status)
+        && filters.matches("status", |status| state == status)
+        && filters.matches("health", |wanted| {
+            health(engine, record).map_or("none", HealthStatus::text) == wanted
+        })
         && filters.matches("exited", |code| {
             record.status == Status::Exited && record.exit_code.to_string() == code
         })
@@ -174,17 +180,47 @@ pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value 
         }
     }
     let name = record.network_name();
+    let state = state(engine, record);
+    let paused = state == PAUSED;
+    let mut text = status(record, OffsetDateTime::now_utc());
+    if paused {
+        text.push_str(" (Paused)");
+    } else if let Some(health) = health(engine, record) {
+        text.push_str(match health {
+            HealthStatus::Starting => " (health: starting)",
+            HealthStatus::Healthy => " (healthy)",
+            HealthStatus::Unhealthy => " (unhealthy)",
+        });
+    }
     json!({
         "Id": record.id, "Names": [format!("/{}", record.name)],
         "Image": record.config.image, "ImageID": record.image,
         "Command": record.command().join(" "),
         "Created": parse(&record.created).unix_timestamp(),
         "Ports": ports, "Labels": record.config.labels,
-        "State": record.status.text(), "Status": status(record, OffsetDateTime::now_utc()),
+        "State": state, "Status": text,
         "HostConfig": {"NetworkMode": name},
         "NetworkSettings": {"Networks": networks(name, endpoint.as_ref())},
         "Mounts": mounts::show(store, record),
     })
+}
+
+const PAUSED: &str = "paused";
+
+fn state(engine: &Engine, record: &Record) -> &'static str {
+    if record.status == Status::Running && is_paused(engine, &record.id) {
+        PAUSED
+    } else {
+        record.status.text()
+    }
+}
+
+fn health(engine: &Engine, record: &Record) -> Option<HealthStatus> {
+    if record.status != Status::Running {
+        return None;
+    }
+    let found = engine.containers.find(&record.id).ok()?;
+    found.health().map(|health| health.status)
 }
 
 fn parse(time: &str) -> OffsetDateTime {

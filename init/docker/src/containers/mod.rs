@@ -17,17 +17,22 @@ pub(crate) mod devices;
 mod ending;
 mod errand;
 mod files;
+mod health;
 mod list;
 mod log_driver;
 pub(crate) mod logs;
 mod modes;
 pub(crate) mod mounts;
 mod names;
+mod pause;
 mod registry;
 mod revive;
 mod run;
 mod show;
 pub(crate) mod spec;
+mod stats;
+mod top;
+mod update;
 
 use std::sync::Arc;
 
@@ -38,6 +43,7 @@ pub(crate) use errand::{discard, make, run_to_end};
 pub(crate) use files::MADE;
 pub(crate) use list::{sizes, summary};
 pub(crate) use log_driver::Driver as LogDriver;
+pub(crate) use pause::awake;
 pub(crate) use registry::{Containers, new_id};
 
 use crate::engine::Engine;
@@ -69,6 +75,11 @@ pub(crate) async fn route(
         ("POST", [_, "start"]) => control::start(&engine, &req).await,
         ("POST", [_, "stop"]) => control::stop(&engine, &req).await,
         ("POST", [_, "restart"]) => control::restart(&engine, &req).await,
+        ("POST", [_, "pause"]) => pause::pause(&engine, &req).await,
+        ("POST", [_, "unpause"]) => pause::unpause(&engine, &req).await,
+        ("POST", [_, "update"]) => update::update(&engine, req).await,
+        ("GET", [_, "top"]) => top::top(&engine, &req).await,
+        ("GET", [_, "stats"]) => stats::stats(&engine, &req).await,
         ("POST", [_, "kill"]) => control::kill(&engine, &req).await,
         ("POST", [_, "wait"]) => control::wait(&engine, &req).await,
         ("POST", [_, "rename"]) => control::rename(&engine, &req).await,
@@ -76,9 +87,6 @@ pub(crate) async fn route(
         ("POST", [_, "attach"]) => attach::attach(&engine, req).await,
         ("POST", [_, "exec"]) => exec::create(&engine, req).await,
         ("DELETE", [_]) => control::remove(&engine, &req).await,
-        ("POST", [_, verb @ ("pause" | "unpause")]) => Err(ApiError::not_implemented(format!(
-            "Monobloc does not {verb} containers yet; stop and start it instead."
-        ))),
         _ => Err(routes::unknown(req.method(), &req.path)),
     }
 }

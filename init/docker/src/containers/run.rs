@@ -19,7 +19,7 @@ use super::config::Wanted;
 use super::container::{Container, NEVER, Record, Status, log_path, save};
 use super::ending::{SIGKILL, remove_in_turn};
 use super::modes::{self, Resolved};
-use super::{devices, mounts, registry, spec};
+use super::{devices, health, mounts, registry, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
 use crate::streams::Ends;
@@ -41,6 +41,8 @@ pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> R
     if container.process().is_some() {
         return Ok(false);
     }
+    // Somebody wants it: its policy counts anew.
+    container.lock().restarts = 0;
     start_in_turn(engine, container, &store).await.map(|()| true)
 }
 
@@ -377,6 +379,7 @@ fn watch_over(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Stor
     let pumping = tokio::spawn(hear(engine.clone(), container.clone(), ends, log));
     container.set_process(Some(Arc::new(process)));
     container.life.send_modify(|life| life.running = true);
+    health::watch(engine, container);
     tokio::spawn(bury(engine.clone(), container.clone(), store.clone(), pumping));
 }
 
@@ -479,7 +482,7 @@ fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) ->
                 record.status = Status::Restarting;
                 record.restarts += 1;
             }
-            None => record.restarts = 0,
+            None => {}
         }
         pause
     };

@@ -9,6 +9,7 @@ use zones::{MASKED_PATHS, READ_ONLY_PATHS};
 
 use super::container::{Container, Record, Status, log_path};
 use super::list::sizes;
+use super::pause::is_paused;
 use super::{mounts, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, ok};
@@ -36,7 +37,7 @@ async fn describe(engine: &Arc<Engine>, container: &Container) -> Result<Value> 
     let log = log_path(&store, &record.id)?;
     Ok(json!({
         "Id": record.id, "Created": record.created, "Path": path, "Args": args,
-        "State": state(container, &record),
+        "State": state(engine, container, &record),
         "Image": record.image,
         "ResolvConfPath": "", "HostnamePath": "", "HostsPath": "", "LogPath": log,
         "Name": format!("/{}", record.name),
@@ -51,17 +52,22 @@ async fn describe(engine: &Arc<Engine>, container: &Container) -> Result<Value> 
     }))
 }
 
-fn state(container: &Container, record: &Record) -> Value {
+fn state(engine: &Engine, container: &Container, record: &Record) -> Value {
     let process = container.process();
-    json!({
-        "Status": record.status.text(),
+    let paused = process.is_some() && is_paused(engine, &record.id);
+    let mut shown = json!({
+        "Status": if paused { "paused" } else { record.status.text() },
         "Running": matches!(record.status, Status::Running | Status::Restarting),
-        "Paused": false, "Restarting": record.status == Status::Restarting,
+        "Paused": paused, "Restarting": record.status == Status::Restarting,
         "OOMKilled": record.oom_killed, "Dead": false,
         "Pid": process.map_or(0, |process| process.pid),
         "ExitCode": record.exit_code, "Error": record.error,
         "StartedAt": record.started, "FinishedAt": record.finished,
-    })
+    });
+    if let Some(health) = container.health() {
+        shown["Health"] = health.show();
+    }
+    shown
 }
 
 fn to_json(value: &impl serde::Serialize) -> Result<Value> {

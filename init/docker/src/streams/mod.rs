@@ -126,7 +126,7 @@ impl Listener {
         Self::pair().1
     }
 
-    async fn next(&mut self) -> Option<Chunk> {
+    pub(crate) async fn next(&mut self) -> Option<Chunk> {
         self.queue.recv().await.map(|(chunk, _room)| chunk)
     }
 }

@@ -1,0 +1,75 @@
+//! Pausing, limits that change and figures that count, in a booted machine: its control groups are the
+//! ones that containers get.
+
+// What fails here fails the test.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::LazyLock;
+
+use tests::{Boot, Docker, Machine};
+
+static MACHINE: LazyLock<Machine> = LazyLock::new(|| Boot::quickstart().blank_disk().start());
+
+fn docker() -> &'static Docker {
+    MACHINE.docker()
+}
+
+fn state(name: &str) -> String {
+    docker().ok(&format!("inspect -f {{{{.State.Status}}}} {name}"))
+}
+
+/// Lines that a container has printed by now.
+fn lines(name: &str) -> usize {
+    docker().ok(&format!("logs {name}")).lines().count()
+}
+
+#[test]
+fn a_paused_container_stands_still_and_goes_on_where_it_was() {
+    docker().ok("run -d --name still busybox sh -c 'while :; do echo x; sleep 0.05; done'");
+    docker().ok("pause still");
+    assert_eq!(state("still"), "paused");
+    assert!(docker().ok("ps --filter status=paused").contains("(Paused)"));
+    let before = lines("still");
+    let said = docker().fails("exec still true");
+    assert!(said.contains("is paused"), "{said}");
+    let said = docker().fails("pause still");
+    assert!(said.contains("already paused"), "{said}");
+    // The supervisor's death changes nothing of it.
+    MACHINE.crash_supervisor();
+    assert_eq!(state("still"), "paused");
+    assert_eq!(lines("still"), before);
+    docker().ok("unpause still");
+    assert_eq!(state("still"), "running");
+    docker().ok("exec still true");
+    assert!(docker().fails("unpause still").contains("is not paused"));
+    // Who stops a paused one need not wake it first.
+    docker().ok("pause still");
+    docker().ok("stop -t 1 still");
+    assert_eq!(state("still"), "exited");
+    docker().ok("rm still");
+}
+
+#[test]
+fn limits_change_while_a_container_runs() {
+    docker().ok("run -d --name limited -m 64m busybox sleep 600");
+    let read = |file: &str| docker().ok(&format!("exec limited cat /sys/fs/cgroup/{file}"));
+    assert_eq!(read("memory.max"), (64_u64 << 20).to_string());
+    docker().ok("update -m 96m --memory-swap 96m --pids-limit 77 --cpus 0.5 limited");
+    assert_eq!(read("memory.max"), (96_u64 << 20).to_string());
+    assert_eq!(read("pids.max"), "77");
+    assert_eq!(read("cpu.max"), "50000 100000");
+    let kept = docker().ok("inspect -f '{{.HostConfig.Memory}} {{.HostConfig.PidsLimit}}' limited");
+    assert_eq!(kept, format!("{} 77", 96_u64 << 20));
+    docker().ok("rm -f limited");
+}
+
+#[test]
+fn statistics_show_what_a_container_uses() {
+    docker().ok("run -d --name uses -m 64m busybox sh -c 'while :; do :; done'");
+    let line = docker().ok("stats --no-stream --format '{{.CPUPerc}} {{.MemUsage}} {{.PIDs}}' uses");
+    let percent: f64 = line.split('%').next().unwrap().parse().unwrap();
+    assert!(percent > 5.0, "{line}");
+    assert!(line.contains("/ 64MiB") && line.ends_with(" 1"), "{line}");
+    assert!(docker().ok("top uses").contains("sh -c"));
+    docker().ok("rm -f uses");
+}
