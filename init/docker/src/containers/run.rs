@@ -477,12 +477,9 @@ fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) ->
         record.oom_killed = exit.oom_killed;
         record.finished = moment(exit);
         let pause = next_start(&record).filter(|_| !engine.ending());
-        match pause {
-            Some(_) => {
-                record.status = Status::Restarting;
-                record.restarts += 1;
-            }
-            None => {}
+        if pause.is_some() {
+            record.status = Status::Restarting;
+            record.restarts += 1;
         }
         pause
     };
