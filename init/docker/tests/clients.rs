@@ -373,7 +373,7 @@ fn what_is_not_there_answers_with_a_sentence() {
     with_machine(|machine| {
         let id = machine.out(&["create", "busybox", "true"]);
         for (args, sentence) in [
-            (&["pause", &id][..], "does not pause containers yet"),
+            (&["pause", &id][..], "is not running"),
             (
                 &["search", "x"][..],
                 "does not have the endpoint GET /images/search yet",
