@@ -50,7 +50,7 @@ pub enum PoolPolicy {
     /// Only a disk that is a pool already; otherwise the pool is in memory.
     #[default]
     Existing,
-    /// As `Existing`, and else the first disk that is wholly blank is claimed.
+    /// As `Existing`, and else all disks that are wholly blank are claimed together.
     ClaimBlank,
     /// Always in memory.
     Memory,
