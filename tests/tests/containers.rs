@@ -389,7 +389,7 @@ fn attach_without_a_terminal_passes_input_and_exit_code() {
 fn what_is_not_supported_is_refused_by_name_and_never_ignored() {
     let cases = [
         ("run --rm --network host busybox true", "host"),
-        ("run --rm --pid host busybox true", "id"),
+        ("run --rm --pid host busybox true", "PID"),
         ("run --rm --cgroup-parent /x busybox true", "CgroupParent"),
         ("run --rm --gpus all busybox true", "evice"),
         ("run --rm --runtime other busybox true", "untime"),
