@@ -3,9 +3,11 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, fgetxattr, openat, statat};
+use rustix::fs::{FileType, Stat, fgetxattr};
+use rustix::io::Errno;
 
 use crate::error::{During, Error, Result};
+use crate::folder;
 use crate::root::UPPER;
 use crate::store::Store;
 
@@ -36,15 +38,13 @@ impl Store {
             zone: zone.to_owned(),
         })?;
         let what = || format!("read what zone {zone} has changed");
-        let upper = open(&self.roots, format!("{zone}/{UPPER}").as_bytes()).during(what())?;
-        let lower = open(&self.root, root.tree().as_bytes()).during(what())?;
+        let upper = folder::open(&self.roots, format!("{zone}/{UPPER}")).during(what())?;
+        let lower = folder::open(&self.root, root.tree()).during(what())?;
         let mut changes = Vec::new();
-        compare(&upper, Some(&lower), "", &mut changes).during(what())?;
+        compare(&upper, Some(&lower), "", 0, &mut changes).during(what())?;
         Ok(changes)
     }
-}
 
-impl Store {
     /// Bytes of file content that zone `zone` has of its own.
     ///
     /// # Errors
@@ -56,60 +56,33 @@ impl Store {
                 zone: zone.to_owned(),
             });
         }
-        let upper = open(&self.roots, format!("{zone}/{UPPER}").as_bytes()).during(what())?;
-        size_below(&upper).during(what())
+        let upper = folder::open(&self.roots, format!("{zone}/{UPPER}")).during(what())?;
+        folder::sum(&upper, folder::content).during(what())
     }
-
-    /// Bytes of file content in a volume.
-    ///
-    /// # Errors
-    /// There is no such volume, or it cannot be read.
-    pub fn volume_size(&self, name: &str) -> Result<u64> {
-        let what = || format!("measure volume {name}");
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let folder = rustix::fs::open(self.volume_path(name), flags, Mode::empty()).during(what())?;
-        size_below(&folder).during(what())
-    }
-}
-
-fn size_below(folder: &OwnedFd) -> rustix::io::Result<u64> {
-    let mut total = 0;
-    for name in names(folder)? {
-        // What is gone meanwhile has no size.
-        let Some(stat) = stat(folder, &name) else { continue };
-        total += match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => size_below(&open(folder, &name)?)?,
-            FileType::RegularFile => u64::try_from(stat.st_size).unwrap_or(0),
-            _ => 0,
-        };
-    }
-    Ok(total)
-}
-
-fn open(folder: &OwnedFd, name: &[u8]) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(folder, name, flags, Mode::empty())
 }
 
 fn compare(
     upper: &OwnedFd,
     lower: Option<&OwnedFd>,
     path: &str,
+    depth: usize,
     changes: &mut Vec<Change>,
 ) -> rustix::io::Result<()> {
-    let mut names = names(upper)?;
+    if depth > folder::MAX_DEPTH {
+        return Err(Errno::NAMETOOLONG);
+    }
+    let mut names = folder::names(upper)?;
     if is_opaque(upper)
         && let Some(lower) = lower
     {
-        let hidden = self::names(lower)?;
-        names.extend(hidden);
+        names.extend(folder::names(lower)?);
         names.sort_unstable();
         names.dedup();
     }
     for name in names {
-        let below = lower.and_then(|lower| stat(lower, &name));
+        let below = lower.and_then(|lower| folder::stat(lower, name.as_slice()));
         let path = format!("{path}/{}", String::from_utf8_lossy(&name));
-        let above = stat(upper, &name).filter(|stat| !is_whiteout(stat));
+        let above = folder::stat(upper, name.as_slice()).filter(|stat| !is_whiteout(stat));
         let kind = match (&above, &below) {
             (Some(_), Some(_)) => ChangeKind::Modified,
             (Some(_), None) => ChangeKind::Added,
@@ -120,36 +93,16 @@ fn compare(
             path: path.clone(),
             kind,
         });
-        if above.as_ref().is_some_and(is_folder) {
-            let lower = match (lower, below.as_ref().is_some_and(is_folder)) {
-                (Some(lower), true) => Some(open(lower, &name)?),
+        if above.as_ref().is_some_and(folder::is_folder) {
+            let lower = match (lower, below.as_ref().is_some_and(folder::is_folder)) {
+                (Some(lower), true) => Some(folder::open(lower, name.as_slice())?),
                 _ => None,
             };
-            compare(&open(upper, &name)?, lower.as_ref(), &path, changes)?;
+            let upper = folder::open(upper, name.as_slice())?;
+            compare(&upper, lower.as_ref(), &path, depth + 1, changes)?;
         }
     }
     Ok(())
-}
-
-/// Names in a folder, sorted.
-pub(crate) fn names(folder: &OwnedFd) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(folder)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    names.sort_unstable();
-    Ok(names)
-}
-
-fn stat(folder: &OwnedFd, name: &[u8]) -> Option<Stat> {
-    statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).ok()
-}
-
-fn is_folder(stat: &Stat) -> bool {
-    FileType::from_raw_mode(stat.st_mode) == FileType::Directory
 }
 
 pub(crate) fn is_whiteout(stat: &Stat) -> bool {

@@ -1,13 +1,13 @@
 //! Images made of zones: what a zone has changed becomes a layer on its image.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 
-use rustix::fs::{Mode, OFlags, openat};
 use sys::btrfs;
 
 use crate::digest::Digest;
 use crate::error::{During, Error, Result};
+use crate::folder;
 use crate::image::Image;
 use crate::oci::{History, ImageConfig};
 use crate::pack::Packer;
@@ -42,7 +42,7 @@ impl Store {
             });
         }
         let name = self.serial_name("moment");
-        let source = open(&self.roots, zone).during(what())?;
+        let source = folder::open(&self.roots, zone).during(what())?;
         btrfs::snapshot(&source, &self.tmp, &name).during(what())?;
         Ok(Moment {
             store: self,
@@ -79,7 +79,7 @@ impl Moment<'_> {
         let base = store.image(&base).ok_or_else(|| Error::NoSuchImage {
             name: base.to_string(),
         })?;
-        let upper = open(&store.tmp, &format!("{}/{UPPER}", self.name));
+        let upper = folder::open(&store.tmp, format!("{}/{UPPER}", self.name));
         let upper = upper.during("open the snapshot of a zone")?;
         let (reader, writer) = io::pipe().during("make a pipe")?;
         let layer = std::thread::scope(|scope| {
@@ -109,9 +109,4 @@ impl Moment<'_> {
         })?;
         store.add_image(&raw, reference)
     }
-}
-
-fn open(folder: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(folder, name, flags, Mode::empty())
 }

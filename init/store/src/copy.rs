@@ -5,30 +5,24 @@
 //! the volume meanwhile cannot lead the copy elsewhere. Device nodes and sockets are left out.
 
 use std::collections::HashMap;
-use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags,
-    chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, ioctl_ficlone, linkat,
-    mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, RawMode, ResolveFlags, Stat, Timespec, Timestamps, XattrFlags, chownat,
+    fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, ioctl_ficlone, linkat, mkdirat,
+    mknodat, openat, openat2, readlinkat, statat, symlinkat, utimensat,
 };
 use rustix::io::{Errno, Result};
 use rustix::process::{Gid, Uid};
 
-/// Each level holds two descriptors.
-const MAX_DEPTH: usize = 256;
+use crate::folder;
+
 /// Longest list of names and longest value that the kernel knows (`XATTR_LIST_MAX`).
 const MAX_XATTR: usize = 1 << 16;
 
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
-
 /// Whether a folder holds nothing.
 pub(crate) fn is_empty(dir: impl AsFd) -> Result<bool> {
-    Ok(names(dir)?.is_empty())
+    Ok(folder::names(dir)?.is_empty())
 }
 
 /// Copies what is in the folder `from` into the folder `to`, and `from`'s own owner, mode and times.
@@ -55,25 +49,22 @@ impl Copier<'_> {
     }
 
     fn children(&mut self, from: &OwnedFd, to: &OwnedFd, depth: usize, path: &[u8]) -> Result<()> {
-        if depth > MAX_DEPTH {
+        if depth > folder::MAX_DEPTH {
             return Err(Errno::NAMETOOLONG);
         }
-        for name in names(from)? {
-            let below = [path, b"/", name.to_bytes()].concat();
+        for name in folder::names(from)? {
+            let below = [path, b"/", &name].concat();
             self.child(from, to, &name, depth, &below)?;
         }
         Ok(())
     }
 
-    fn child(&mut self, from: &OwnedFd, to: &OwnedFd, name: &CStr, depth: usize, path: &[u8]) -> Result<()> {
+    fn child(&mut self, from: &OwnedFd, to: &OwnedFd, name: &[u8], depth: usize, path: &[u8]) -> Result<()> {
         let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => {
                 mkdirat(to, name, Mode::RWXU)?;
-                let (from, to) = (
-                    openat(from, name, FOLDER, Mode::empty())?,
-                    openat(to, name, FOLDER, Mode::empty())?,
-                );
+                let (from, to) = (folder::open(from, name)?, folder::open(to, name)?);
                 self.children(&from, &to, depth + 1, path)?;
                 self.metadata(&from, &to)
             }
@@ -110,13 +101,13 @@ impl Copier<'_> {
     }
 
     /// One more name of a file that has been copied already.
-    fn link(&self, file: u64, to: &OwnedFd, name: &CStr) -> Result<()> {
+    fn link(&self, file: u64, to: &OwnedFd, name: &[u8]) -> Result<()> {
         let first = self.links.get(&file).map_or(&b""[..], Vec::as_slice);
         let at = first.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
         let (parent, first) = first.split_at(at);
         let parent = [b".", parent].concat();
         let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let parent = openat2(self.top, parent, FOLDER, Mode::empty(), within)?;
+        let parent = openat2(self.top, parent, folder::FLAGS, Mode::empty(), within)?;
         linkat(
             &parent,
             first.strip_prefix(b"/").unwrap_or(first),
@@ -143,7 +134,7 @@ impl Copier<'_> {
     }
 }
 
-fn named_metadata(dir: &OwnedFd, name: &CStr, stat: &Stat) -> Result<()> {
+fn named_metadata(dir: &OwnedFd, name: &[u8], stat: &Stat) -> Result<()> {
     let (uid, gid) = owner(stat);
     chownat(dir, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
     if FileType::from_raw_mode(stat.st_mode) != FileType::Symlink {
@@ -166,15 +157,4 @@ fn times(stat: &Stat) -> Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
     }
-}
-
-pub(crate) fn names(dir: impl AsFd) -> Result<Vec<std::ffi::CString>> {
-    let mut names = Vec::new();
-    for entry in Dir::read_from(dir)? {
-        let name = entry?.file_name().to_owned();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name);
-        }
-    }
-    Ok(names)
 }

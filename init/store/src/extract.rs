@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use rustix::process::{Gid, Uid};
 
 use crate::error::{Error, Result};
+use crate::folder;
 use crate::tarball::{Entry, Kind, Tarball};
 use copying::{CAPABILITY, Copying};
 
@@ -204,8 +205,7 @@ impl Extractor {
                 if !is_dir {
                     mkdirat(dir, name, Mode::RWXU)?;
                 }
-                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                set_metadata(&openat(dir, name, flags, Mode::empty())?, entry)?;
+                set_metadata(&folder::open(dir, name)?, entry)?;
                 self.folder_times.push((path.clone(), entry.mtime));
             }
             Kind::File => {
@@ -284,7 +284,7 @@ impl Extractor {
 
     fn whiteout(&mut self, place: &Place, name: &[u8]) -> Outcome<()> {
         if name == OPAQUE {
-            for child in children(&place.fd)? {
+            for child in folder::names(&place.fd)? {
                 if !self.has_placed_below(&join(&place.path, &child)) {
                     remove(&place.fd, &child, 0)?;
                 }
@@ -508,17 +508,6 @@ fn copy(from: &mut dyn Read, to: impl AsFd, buffer: &mut [u8]) -> Outcome<u64> {
     }
 }
 
-fn children(dir: impl AsFd) -> Outcome<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(dir)? {
-        let name = entry?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
 /// Removes a file, link or whole folder.
 fn remove(dir: impl AsFd, name: &[u8], depth: usize) -> Outcome<()> {
     if depth > MAX_DEPTH {
@@ -528,9 +517,8 @@ fn remove(dir: impl AsFd, name: &[u8], depth: usize) -> Outcome<()> {
         Err(Errno::ISDIR) => {}
         other => return Ok(other?),
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let folder = openat(&dir, name, flags, Mode::empty())?;
-    for child in children(&folder)? {
+    let folder = folder::open(&dir, name)?;
+    for child in folder::names(&folder)? {
         remove(&folder, &child, depth + 1)?;
     }
     Ok(unlinkat(&dir, name, AtFlags::REMOVEDIR)?)

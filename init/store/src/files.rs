@@ -7,14 +7,14 @@
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat, openat2, readlinkat, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, readlinkat, statat};
 use rustix::io::Errno;
 
-use crate::changes::names;
 use crate::digest::{Digest, Hasher};
 use crate::error::{During, Error, Result};
 use crate::extract::copying::Copying;
 use crate::extract::{Extractor, Placing};
+use crate::folder;
 use crate::layer::decompress;
 use crate::pack::{Packer, Part, Shape};
 use crate::root::as_owner;
@@ -147,7 +147,7 @@ impl ZoneFiles {
     /// As [`Self::stat`].
     pub fn list(&self, folder: &str) -> Result<Vec<String>> {
         let opened = self.open_folder(&Clean::of(folder).text(), folder)?;
-        let names = names(&opened).during(format!("read the folder {folder}"))?;
+        let names = folder::names(&opened).during(format!("read the folder {folder}"))?;
         Ok(names
             .iter()
             .map(|name| String::from_utf8_lossy(name).into_owned())
@@ -294,8 +294,7 @@ pub fn pack_groups(groups: &[Group<'_>], to: impl Write) -> Result<()> {
             for (at, is_folder, to, shape) in &found {
                 packer.shape = *shape;
                 if *is_folder {
-                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    let folder = openat(&at.folder, at.name.as_str(), flags, Mode::empty())?;
+                    let folder = folder::open(&at.folder, at.name.as_str())?;
                     packer.add_within(&folder, to)?;
                 } else {
                     packer.add_at(at.folder.as_fd(), at.name.as_bytes(), to, 0)?;

@@ -22,6 +22,7 @@ pub mod disk;
 mod error;
 mod extract;
 mod files;
+mod folder;
 mod image;
 mod layer;
 pub mod members;

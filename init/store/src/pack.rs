@@ -12,12 +12,11 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, Stat, major, minor, openat, readlinkat, statat};
 use tar::{Builder, EntryType, Header};
 
-use crate::changes::{self, names};
+use crate::changes;
 use crate::extract::copying::{CAPABILITY, capability_of_image};
 use crate::extract::{OPAQUE, WHITEOUT};
+use crate::folder;
 
-/// Deeper trees cannot be named by a path.
-const MAX_DEPTH: usize = 2048;
 const XATTR: &str = "SCHILY.xattr.";
 /// File systems whose files are the kernel's own words (`linux/magic.h`): proc, sysfs, cgroup2, devpts, mqueue.
 const PSEUDO: &[u64] = &[0x9fa0, 0x6265_6572, 0x6367_7270, 0x1cd1, 0x1980_0202];
@@ -132,8 +131,12 @@ impl<W: Write> Packer<W> {
         depth: usize,
     ) -> io::Result<()> {
         let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if self.device.is_some_and(|device| device != stat.st_dev) || depth > MAX_DEPTH {
+        if self.device.is_some_and(|device| device != stat.st_dev) {
             return Ok(());
+        }
+        // Left out without a word it would be missing in a copy that is taken for whole.
+        if depth > folder::MAX_DEPTH {
+            return Err(rustix::io::Errno::NAMETOOLONG.into());
         }
         let kind = FileType::from_raw_mode(stat.st_mode);
         let mut header = self.header(&stat);
@@ -180,7 +183,7 @@ impl<W: Write> Packer<W> {
         depth: usize,
         mut header: Header,
     ) -> io::Result<()> {
-        let dir = open(folder, name, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let dir = folder::open(folder, name)?;
         if PSEUDO.contains(&(rustix::fs::fstatfs(&dir)?.f_type as u64)) {
             return Ok(());
         }
@@ -200,7 +203,7 @@ impl<W: Write> Packer<W> {
     }
 
     fn add_children(&mut self, dir: &OwnedFd, path: &[u8], depth: usize) -> io::Result<()> {
-        for name in names(dir)? {
+        for name in folder::names(dir)? {
             let below = if path.is_empty() {
                 name.clone()
             } else {
@@ -234,7 +237,8 @@ impl<W: Write> Packer<W> {
             }
             self.linked.insert(inode, path.to_vec());
         }
-        let file = open(folder, name, OFlags::RDONLY | OFlags::NONBLOCK)?;
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(folder, name, flags, Mode::empty())?;
         self.attributes(&file)?;
         header.set_entry_type(EntryType::Regular);
         let size = u64::try_from(stat.st_size).unwrap_or(0);
@@ -306,7 +310,7 @@ impl<W: Write> Packer<W> {
 
 fn is_empty(folder: BorrowedFd<'_>, name: &[u8], stat: &Stat) -> io::Result<bool> {
     Ok(match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => names(&open(folder, name, OFlags::RDONLY | OFlags::DIRECTORY)?)?.is_empty(),
+        FileType::Directory => folder::names(folder::open(folder, name)?)?.is_empty(),
         _ => stat.st_size == 0,
     })
 }
@@ -320,11 +324,6 @@ fn attribute_names(file: &OwnedFd) -> io::Result<Vec<Vec<u8>>> {
     }
     let names = list.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     Ok(names.map(<[u8]>::to_vec).collect())
-}
-
-fn open(folder: BorrowedFd<'_>, name: &[u8], flags: OFlags) -> io::Result<OwnedFd> {
-    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(openat(folder, name, flags, Mode::empty())?)
 }
 
 fn as_path(bytes: &[u8]) -> &Path {

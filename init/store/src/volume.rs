@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat, openat2,
-    renameat, statat, statx,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, StatxAttributes, StatxFlags, openat2, renameat,
+    statat, statx,
 };
 use rustix::io::Errno;
 use rustix::mount::{
@@ -29,6 +29,7 @@ use sys::program::MountAttributes;
 use crate::copy;
 use crate::digest::ImageId;
 use crate::error::{During, Error, Result};
+use crate::folder;
 use crate::pool;
 use crate::state::check_name;
 use crate::store::Store;
@@ -40,13 +41,6 @@ pub(crate) const VOLUMES: &str = "volumes";
 pub(crate) const HOST: &str = "host";
 /// Inode number of every subvolume's root (`BTRFS_FIRST_FREE_OBJECTID`).
 const SUBVOLUME_ROOT: u64 = 256;
-/// Levels of folders that are looked through for subvolumes of a zone's own.
-const MAX_DEPTH: usize = 256;
-
-const FOLDER: OFlags = OFlags::RDONLY
-    .union(OFlags::DIRECTORY)
-    .union(OFlags::NOFOLLOW)
-    .union(OFlags::CLOEXEC);
 
 impl Store {
     /// Makes an empty volume, owned by the image's root; one that is there is left as it is.
@@ -83,7 +77,7 @@ impl Store {
         let removed = match btrfs::destroy_subvolume(&volumes, name) {
             // A zone may make subvolumes of its own; the kernel wants them gone first.
             Err(reason) if reason.raw_os_error() == Some(Errno::NOTEMPTY.raw_os_error()) => {
-                let volume = openat(&volumes, name, FOLDER, Mode::empty()).during(what())?;
+                let volume = folder::open(&volumes, name).during(what())?;
                 btrfs::set_read_only(&volume, false).during(what())?;
                 self.remove_subvolumes(&volume, 0).during(what())?;
                 btrfs::destroy_subvolume(&volumes, name)
@@ -105,8 +99,19 @@ impl Store {
     pub fn volume_usage(&self, name: &str) -> Result<u64> {
         check_name(name)?;
         let what = || format!("measure volume {name}");
-        let volume = openat(self.volumes()?, name, FOLDER, Mode::empty()).during(what())?;
-        usage(&volume, 0).during(what())
+        let volume = folder::open(self.volumes()?, name).during(what())?;
+        folder::sum(&volume, folder::space).during(what())
+    }
+
+    /// Bytes of file content in a volume.
+    ///
+    /// # Errors
+    /// There is no such volume, or it cannot be read.
+    pub fn volume_size(&self, name: &str) -> Result<u64> {
+        let what = || format!("measure volume {name}");
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(self.volume_path(name), flags, Mode::empty()).during(what())?;
+        folder::sum(&folder, folder::content).during(what())
     }
 
     /// Copies the folder `path` of an image into a place that is still empty, with its owners and modes.
@@ -125,7 +130,7 @@ impl Store {
             record.layers.last().copied()
         };
         let Some(layer) = layer else { return Ok(()) };
-        let tree = openat(&self.layers, layer.hex(), FOLDER, Mode::empty()).during(what())?;
+        let tree = folder::open(&self.layers, layer.hex()).during(what())?;
         let in_image = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let from = match openat2(&tree, path, flags, Mode::empty(), in_image) {
@@ -193,15 +198,15 @@ impl Store {
 
     /// Removes the subvolumes below a folder, the deepest first.
     fn remove_subvolumes(&self, dir: &OwnedFd, depth: usize) -> std::io::Result<()> {
-        if depth > MAX_DEPTH {
+        if depth > folder::MAX_DEPTH {
             return Err(Errno::NAMETOOLONG.into());
         }
-        for name in copy::names(dir)? {
-            let stat = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
+        for name in folder::names(dir)? {
+            let stat = statat(dir, name.as_slice(), AtFlags::SYMLINK_NOFOLLOW)?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
                 continue;
             }
-            let folder = openat(dir, &name, FOLDER, Mode::empty())?;
+            let folder = folder::open(dir, name.as_slice())?;
             if stat.st_ino == SUBVOLUME_ROOT {
                 btrfs::set_read_only(&folder, false)?;
             }
@@ -209,7 +214,7 @@ impl Store {
             if stat.st_ino == SUBVOLUME_ROOT {
                 // Under a name of ours: its own may be no text.
                 let draft = self.serial_name("removed");
-                renameat(dir, &name, &self.tmp, &draft)?;
+                renameat(dir, name.as_slice(), &self.tmp, &draft)?;
                 btrfs::destroy_subvolume(&self.tmp, &draft)?;
             }
         }
@@ -240,18 +245,4 @@ pub(crate) fn make_host_tree(pool: &Path) -> Result<()> {
     let root = File::open(pool).during(what)?;
     btrfs::create_subvolume(&root, HOST).during(what)?;
     rustix::fs::chmodat(&root, HOST, Mode::from_raw_mode(0o755), AtFlags::empty()).during(what)
-}
-
-fn usage(dir: &OwnedFd, depth: usize) -> rustix::io::Result<u64> {
-    /// Unit of `st_blocks`, stat(3type).
-    const BLOCK: u64 = 512;
-    let mut total = 0;
-    for name in copy::names(dir)? {
-        let stat = statat(dir, &name, AtFlags::SYMLINK_NOFOLLOW)?;
-        total += u64::try_from(stat.st_blocks).unwrap_or(0) * BLOCK;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory && depth < MAX_DEPTH {
-            total += usage(&openat(dir, &name, FOLDER, Mode::empty())?, depth + 1)?;
-        }
-    }
-    Ok(total)
 }

@@ -2,7 +2,6 @@
 //! images, to copy from; and layers of such files.
 
 use std::io::Read;
-use std::os::fd::OwnedFd;
 
 use rustix::fs::{Mode, OFlags, openat};
 use sys::btrfs;
@@ -10,6 +9,7 @@ use sys::btrfs;
 use crate::digest::{ChainId, ImageId};
 use crate::error::{During, Error, Result};
 use crate::files::{Unpacking, ZoneFiles};
+use crate::folder;
 use crate::layer::Layer;
 use crate::mkfs;
 use crate::store::Store;
@@ -35,7 +35,7 @@ impl Workspace {
         let what = "make a folder for a build";
         let name = store.serial_name("workspace");
         btrfs::create_subvolume(&store.tmp, &name).during(what)?;
-        let root = open(&store.tmp, &name).during(what)?;
+        let root = folder::open(&store.tmp, &*name).during(what)?;
         Ok(Self {
             store: store.clone(),
             name,
@@ -58,9 +58,7 @@ impl Workspace {
         };
         self.files.unpack("/", tar, how)
     }
-}
 
-impl Workspace {
     /// Puts one file into it, of root's and readable by all.
     ///
     /// # Errors
@@ -85,8 +83,8 @@ impl Store {
         })?;
         let what = "open an image's tree";
         let tree = match found.layers.last() {
-            Some(chain) => open(&self.layers, &chain.hex()),
-            None => open(&self.root, mkfs::TEMPLATE),
+            Some(chain) => folder::open(&self.layers, chain.hex()),
+            None => folder::open(&self.root, mkfs::TEMPLATE),
         };
         Ok(ZoneFiles::new(tree.during(what)?, 0))
     }
@@ -99,9 +97,4 @@ impl Store {
     pub fn add_layer(&self, parent: Option<&ChainId>, tar: impl Read) -> Result<Layer> {
         self.make_layer(parent, None, tar)
     }
-}
-
-fn open(folder: &OwnedFd, name: &str) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    openat(folder, name, flags, Mode::empty())
 }

@@ -177,3 +177,30 @@ fn an_export_is_an_image_again() {
         add(store, &[&bytes], "again");
     });
 }
+
+/// Makes a folder in a folder in a folder …, deeper than any path can name.
+fn dig(folder: &std::path::Path, levels: usize) {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+    let mut here = openat(CWD, folder, OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    for _ in 0..levels {
+        mkdirat(&here, "d", Mode::RWXU).unwrap();
+        here = openat(&here, "d", OFlags::PATH | OFlags::DIRECTORY, Mode::empty()).unwrap();
+    }
+}
+
+#[test]
+fn a_tree_deeper_than_any_path_ends_no_process() {
+    with_tree(|store, tree| {
+        let upper = store.path().join("store/roots/zone/upper");
+        fs::write(upper.join("counted"), "12345").unwrap();
+        dig(&upper, 6_000);
+        assert_eq!(store.root_size("zone").unwrap(), 5);
+        // Half a copy or list would be taken for the whole.
+        store.changes("zone").unwrap_err();
+        tree.export(std::io::sink()).unwrap_err();
+        tree.pack("/d", std::io::sink()).unwrap_err();
+        let tar = TarMaker::default().file("d", b"").finish();
+        tree.unpack("/", tar.as_slice(), Unpacking::default())
+            .unwrap_err();
+    });
+}
