@@ -157,19 +157,22 @@ pub(crate) async fn info(engine: &Arc<Engine>) -> Result<Response> {
     }))
 }
 
+/// Seconds since the machine's boot.
+pub(crate) fn uptime() -> f64 {
+    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
+    text.split(' ')
+        .next()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0.0)
+}
+
 pub(crate) async fn status(engine: &Arc<Engine>) -> Result<Response> {
     let (running, stopped) = counts(engine);
     let (total, available) = memory();
-    let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let uptime: f64 = uptime
-        .split(' ')
-        .next()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0.0);
     let usage = engine.store_now().and_then(|store| store.usage().ok());
     ok(&json!({
         "name": engine.config.name, "version": engine.config.version, "kernel": kernel(),
-        "uptime_seconds": uptime, "supervisor_seconds": engine.started.elapsed().as_secs_f64(),
+        "uptime_seconds": uptime(), "supervisor_seconds": engine.started.elapsed().as_secs_f64(),
         "memory_total": total, "memory_available": available, "memory_kernel": kernel_memory(),
         "memory_supervisor": own_memory("self"), "memory_process_1": own_memory("1"),
         "pool": (engine.config.pool_kind)(), "pool_open": engine.store_now().is_some(),

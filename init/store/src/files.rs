@@ -176,25 +176,24 @@ impl ZoneFiles {
         Ok(file.map_err(|reason| failed(reason, path))?.into())
     }
 
+    /// A file's content as a stream, with links followed; one of more than `most` bytes is refused.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn stream(&self, path: &str, most: u64) -> Result<impl Read + Send + use<>> {
+        let file = self.open_file(path)?;
+        let size = file.metadata().during(format!("read {path}"))?.len();
+        refuse_beyond(most, size, path)?;
+        Ok(file)
+    }
+
     /// A small file's content, with links followed; what is beyond `most` bytes is refused.
     ///
     /// # Errors
     /// As [`Self::stat`], and [`Error::BadArchive`] for a file that is too large.
     pub fn read(&self, path: &str, most: u64) -> Result<Vec<u8>> {
-        let file = self.open(
-            &Clean::of(path).text(),
-            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        );
-        let file = std::fs::File::from(file.map_err(|reason| failed(reason, path))?);
-        let mut content = Vec::new();
-        file.take(most + 1)
-            .read_to_end(&mut content)
-            .during(format!("read {path}"))?;
-        if content.len() as u64 > most {
-            return Err(Error::BadArchive {
-                reason: format!("{path} has more than {most} bytes"),
-            });
-        }
+        let content = self.beginning(path, most + 1)?;
+        refuse_beyond(most, content.len() as u64, path)?;
         Ok(content)
     }
 
@@ -333,6 +332,15 @@ pub fn digest_groups(groups: &[Group<'_>]) -> Result<Digest> {
         .collect();
     pack_groups(&timeless, &mut sum)?;
     Ok(sum.0.finish().0)
+}
+
+fn refuse_beyond(most: u64, size: u64, path: &str) -> Result<()> {
+    if size <= most {
+        return Ok(());
+    }
+    Err(Error::BadArchive {
+        reason: format!("{path} has more than {most} bytes"),
+    })
 }
 
 fn stat_of(at: &Located, asked: &str) -> Result<Stat> {

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 /// `BTRFS_SUBVOL_NAME_MAX` of the v2 arguments, and the v1 path field.
 const VOL_NAME_MAX: usize = 255;
-pub(crate) const PATH_NAME_MAX: usize = 4087;
+const PATH_NAME_MAX: usize = 4087;
 const SUBVOL_NAME_MAX: usize = 4039;
 
 const SUBVOL_RDONLY: u64 = 1 << 1;
@@ -17,8 +17,8 @@ const SUBVOL_RDONLY: u64 = 1 << 1;
 /// `struct btrfs_ioctl_vol_args`.
 #[repr(C)]
 pub(crate) struct VolArgs {
-    pub(crate) fd: i64,
-    pub(crate) name: [c_char; PATH_NAME_MAX + 1],
+    fd: i64,
+    name: [c_char; PATH_NAME_MAX + 1],
 }
 
 /// `struct btrfs_ioctl_vol_args_v2`.
@@ -108,24 +108,42 @@ pub fn set_read_only(subvolume: impl AsFd, read_only: bool) -> io::Result<()> {
 }
 
 fn vol_args(dir: BorrowedFd<'_>, request: libc::c_ulong, name: &str) -> io::Result<()> {
+    by_name(dir, request, component(name)?)
+}
+
+/// A request whose argument is a `btrfs_ioctl_vol_args` with a name or path in it.
+pub(crate) fn by_name(any: impl AsFd, request: libc::c_ulong, name: &[u8]) -> io::Result<()> {
     let mut args = VolArgs {
         fd: 0,
         name: [0; PATH_NAME_MAX + 1],
     };
-    copy_name(name, &mut args.name)?;
+    fill(&mut args.name, name)?;
     // SAFETY: the requests passed here take a `btrfs_ioctl_vol_args`, which `args` is (size asserted
-    // above); the kernel reads it during the call only, and `dir` is open.
-    let result = unsafe { libc::ioctl(dir.as_raw_fd(), request, &raw mut args) };
+    // above); the kernel reads it during the call only, and the descriptor is open.
+    let result = unsafe { libc::ioctl(any.as_fd().as_raw_fd(), request, &raw mut args) };
     check(result)
+}
+
+/// Checks that a name is one path component.
+fn component(name: &str) -> io::Result<&[u8]> {
+    if name.is_empty() || name.len() > VOL_NAME_MAX || name.contains('/') {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    Ok(name.as_bytes())
 }
 
 /// One path component, NUL-terminated.
 fn copy_name(name: &str, into: &mut [c_char]) -> io::Result<()> {
-    if name.is_empty() || name.len() > VOL_NAME_MAX || name.bytes().any(|b| b == b'/' || b == 0) {
+    fill(into, component(name)?)
+}
+
+/// Copies a name into a zeroed field, which must hold a null after it.
+fn fill(field: &mut [c_char], name: &[u8]) -> io::Result<()> {
+    if name.len() >= field.len() || name.contains(&0) {
         return Err(io::Error::from(io::ErrorKind::InvalidInput));
     }
-    for (to, from) in into.iter_mut().zip(name.bytes()) {
-        *to = from as c_char;
+    for (to, from) in field.iter_mut().zip(name) {
+        *to = *from as c_char;
     }
     Ok(())
 }

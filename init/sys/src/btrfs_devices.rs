@@ -4,14 +4,14 @@
 //! `any` is always some open file or folder of the filesystem. What takes long (removal, replacement,
 //! balance, scrub) returns when it is done; how far it is, another thread asks meanwhile.
 
-use std::ffi::{CStr, c_char};
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::btrfs::{PATH_NAME_MAX, VolArgs, both_request, check, read_request, write_request};
+use crate::btrfs::{VolArgs, both_request, by_name, check, read_request, write_request};
 
 const CONTROL: &str = "/dev/btrfs-control";
 const DEVICE_PATH_NAME_MAX: usize = 1024;
@@ -213,34 +213,17 @@ pub struct Scrubbed {
 /// Tells the kernel of a device with a btrfs, so that a mount finds all devices of it.
 pub fn scan(device: &Path) -> io::Result<()> {
     let control = File::options().read(true).write(true).open(CONTROL)?;
-    by_path(&control, SCAN_DEV, device)
+    by_name(&control, SCAN_DEV, device.as_os_str().as_bytes())
 }
 
 /// Makes `device` a part of the filesystem; the kernel overwrites what it bears.
 pub fn add(any: impl AsFd, device: &Path) -> io::Result<()> {
-    by_path(any, ADD_DEV, device)
+    by_name(any, ADD_DEV, device.as_os_str().as_bytes())
 }
 
 /// Lets the filesystem use the whole of a device.
 pub fn use_whole(any: impl AsFd, id: u64) -> io::Result<()> {
-    by_path(any, RESIZE, Path::new(&format!("{id}:max")))
-}
-
-fn by_path(any: impl AsFd, request: libc::c_ulong, device: &Path) -> io::Result<()> {
-    let bytes = device.as_os_str().as_bytes();
-    if bytes.len() > PATH_NAME_MAX || bytes.contains(&0) {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    }
-    let mut args = VolArgs {
-        fd: 0,
-        name: [0; PATH_NAME_MAX + 1],
-    };
-    for (to, from) in args.name.iter_mut().zip(bytes) {
-        *to = *from as c_char;
-    }
-    // SAFETY: the requests passed here take a `btrfs_ioctl_vol_args`, which `args` is; the kernel reads
-    // it during the call only, and the descriptor is open.
-    check(unsafe { libc::ioctl(any.as_fd().as_raw_fd(), request, &raw mut args) })
+    by_name(any, RESIZE, format!("{id}:max").as_bytes())
 }
 
 /// Moves what lies on a device to the others and lets it go; it may be missing.

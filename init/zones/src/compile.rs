@@ -93,6 +93,25 @@ impl Builder {
         });
         Ok(())
     }
+
+    /// Sets the zone's kernel parameters and protects what it may not write.
+    pub(crate) fn parameters(
+        &mut self,
+        sysctls: &[(String, String)],
+        read_only_paths: &[String],
+    ) -> Result<(), Error> {
+        for (key, value) in sysctls {
+            self.add(Step::WriteFile {
+                path: text(format!("/proc/sys/{}", key.replace('.', "/")))?,
+                data: value.clone().into_bytes(),
+            });
+        }
+        // Only now: the parameters are written through /proc/sys.
+        for path in read_only_paths {
+            self.add(Step::ReadOnly { path: text(&**path)? });
+        }
+        Ok(())
+    }
 }
 
 pub(crate) fn text(text: impl Into<String>) -> Result<CString, Error> {
@@ -150,17 +169,7 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
             b.add(Step::DomainName(text(&**name)?));
         }
     }
-    for (key, value) in &spec.sysctls {
-        let path = format!("/proc/sys/{}", key.replace('.', "/"));
-        b.add(Step::WriteFile {
-            path: text(path)?,
-            data: value.clone().into_bytes(),
-        });
-    }
-    // Only now: the parameters above are written through /proc/sys.
-    for path in &spec.read_only_paths {
-        b.add(Step::ReadOnly { path: text(&**path)? });
-    }
+    b.parameters(&spec.sysctls, &spec.read_only_paths)?;
     if let Some(gate) = ends.gate {
         let gate = b.fd(gate);
         b.add(Step::Await(gate));

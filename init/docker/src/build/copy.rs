@@ -3,7 +3,7 @@
 //! The layer is a tar of just these files, placed on the stage's tree by the same code that places the
 //! layers of any image.
 
-use std::io::{self, BufWriter, Write as _};
+use std::io::{self, BufWriter};
 use std::path::Path;
 
 use store::{
@@ -11,20 +11,20 @@ use store::{
 };
 
 use super::dockerfile::Instruction;
-use super::stage::{Stage, clean};
+use super::stage::Stage;
 use super::words::{word, words};
+use crate::containers::clean;
 use crate::http::{ApiError, Result};
 use crate::users::Databases;
 
 /// Beyond this an archive's kind need not be looked for.
 const BEGINNING: u64 = 512;
-/// Of a file that is added and may be an archive, or comes from the network.
-const MAX_FILE: u64 = 4 << 30;
+/// Of an archive that is added.
+const MAX_ARCHIVE: u64 = 4 << 30;
 
 /// Files to copy, and how they are.
 pub(super) struct Copy<'a> {
     sources: Vec<(Source<'a>, Vec<Part>, Shape)>,
-    shape: Shape,
 }
 
 enum Source<'a> {
@@ -39,10 +39,6 @@ impl Source<'_> {
             Self::Own(workspace) => workspace.files(),
         }
     }
-}
-
-fn bad(text: impl Into<String>) -> ApiError {
-    ApiError::bad_request(text)
 }
 
 /// What `COPY` and `ADD` have in common.
@@ -68,35 +64,36 @@ impl<'a> Plan<'a> {
         } else {
             &["from", "chown", "chmod", "link"]
         };
-        self.instruction.only_flags(known).map_err(bad)?;
+        self.instruction
+            .only_flags(known)
+            .map_err(ApiError::bad_request)?;
         let mut paths = self.paths()?;
         let target = paths.pop().unwrap_or_default();
         if paths.is_empty() {
-            return Err(bad(format!(
+            return Err(ApiError::bad_request(format!(
                 "{} requires at least two arguments",
                 self.instruction.name
             )));
         }
         let shown = format!("{} {target}", paths.join(" "));
-        let mut copy = Copy {
-            sources: Vec::new(),
-            shape: self.shape()?,
-        };
+        let mut copy = Copy { sources: Vec::new() };
+        let shape = self.shape()?;
         let whole = clean(&self.stage.absolute(&target));
         let ends_as_folder = target.ends_with('/') || target == "." || target.ends_with("/.");
         let many = paths.len() > 1 || paths.iter().any(|path| is_pattern(path));
         let is_folder = ends_as_folder || self.tree.is_some_and(|tree| tree.is_folder(&whole));
         if many && !ends_as_folder {
-            return Err(bad(format!(
+            return Err(ApiError::bad_request(format!(
                 "When using {} with more than one source file, the destination must be a directory and end with a /",
                 self.instruction.name
             )));
         }
+        let place = Place {
+            whole: &whole,
+            is_folder,
+            shape,
+        };
         for path in &paths {
-            let place = Place {
-                whole: &whole,
-                is_folder,
-            };
             self.one(path, &place, adds, &mut copy)?;
         }
         Ok((copy, shown))
@@ -107,9 +104,9 @@ impl<'a> Plan<'a> {
         match self.instruction.list() {
             Some(list) => list
                 .iter()
-                .map(|path| word(path, self.escape, &lookup).map_err(bad))
+                .map(|path| word(path, self.escape, &lookup).map_err(ApiError::bad_request))
                 .collect(),
-            None => words(&self.instruction.rest, self.escape, &lookup).map_err(bad),
+            None => words(&self.instruction.rest, self.escape, &lookup).map_err(ApiError::bad_request),
         }
     }
 
@@ -120,11 +117,11 @@ impl<'a> Plan<'a> {
                 .instruction
                 .flag(name)
                 .map(|value| word(value, self.escape, &lookup));
-            value.transpose().map_err(bad)
+            value.transpose().map_err(ApiError::bad_request)
         };
         let mode = match flag("chmod")? {
             Some(text) => Some(u32::from_str_radix(&text, 8).ok().filter(|mode| *mode <= 0o7777).ok_or_else(|| {
-                bad(format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"))
+                ApiError::bad_request(format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"))
             })?),
             None => None,
         };
@@ -154,12 +151,12 @@ impl<'a> Plan<'a> {
         if adds && (path.starts_with("http://") || path.starts_with("https://")) {
             return self.fetched(path, place, copy);
         }
-        let files = self
-            .from
-            .ok_or_else(|| bad("there is no build context to copy from: give `docker build` a folder"))?;
+        let files = self.from.ok_or_else(|| {
+            ApiError::bad_request("there is no build context to copy from: give `docker build` a folder")
+        })?;
         let found = matching(files, path)?;
         if found.is_empty() {
-            return Err(bad(format!(
+            return Err(ApiError::bad_request(format!(
                 "{} failed: file not found in build context or excluded by .dockerignore: stat {path}: file does not exist",
                 self.instruction.name
             )));
@@ -179,7 +176,7 @@ impl<'a> Plan<'a> {
                 parts.push(Part { from, to });
             }
         }
-        copy.sources.push((Source::Tree(files), parts, copy.shape));
+        copy.sources.push((Source::Tree(files), parts, place.shape));
         Ok(())
     }
 
@@ -190,26 +187,15 @@ impl<'a> Plan<'a> {
         place: &Place<'_>,
     ) -> Result<(Source<'a>, Vec<Part>, Shape)> {
         let workspace = Workspace::new(self.store)?;
-        let (reader, writer) =
-            io::pipe().map_err(|error| ApiError::internal(format!("Cannot make a pipe: {error}.")))?;
-        let content = files.read(path, MAX_FILE)?;
-        std::thread::scope(|scope| {
-            // A reader that refuses the archive closes the pipe.
-            scope.spawn(move || {
-                let mut writer = writer;
-                let _ = writer.write_all(&content);
-            });
-            workspace.files().unpack("/", reader, Unpacking::default())
-        })?;
+        workspace
+            .files()
+            .unpack("/", files.stream(path, MAX_ARCHIVE)?, Unpacking::default())?;
         let part = Part {
             from: "/".to_owned(),
             to: place.whole.to_owned(),
         };
         // What is unpacked keeps its owners, unless they are asked for.
-        let owner = match self.instruction.flag("chown") {
-            Some(_) => self.shape()?.owner,
-            None => None,
-        };
+        let owner = self.instruction.flag("chown").and(place.shape.owner);
         Ok((
             Source::Own(workspace),
             vec![part],
@@ -227,12 +213,13 @@ impl<'a> Plan<'a> {
             .heredocs
             .iter()
             .find(|heredoc| heredoc.name == name);
-        let heredoc = found.ok_or_else(|| bad(format!("the here-document {name} is not there")))?;
+        let heredoc =
+            found.ok_or_else(|| ApiError::bad_request(format!("the here-document {name} is not there")))?;
         let content = if heredoc.expands {
             let lookup = |name: &str| self.stage.variable(name);
             // Only variables are replaced in it: quotes are content.
             let quoted = heredoc.content.replace('"', "\\\"");
-            word(&format!("\"{quoted}\""), self.escape, &lookup).map_err(bad)?
+            word(&format!("\"{quoted}\""), self.escape, &lookup).map_err(ApiError::bad_request)?
         } else {
             heredoc.content.clone()
         };
@@ -242,7 +229,8 @@ impl<'a> Plan<'a> {
     fn fetched(&self, url: &str, place: &Place<'_>, copy: &mut Copy<'a>) -> Result<()> {
         let path = url.split(['?', '#']).next().unwrap_or(url);
         let name = path.rsplit('/').next().filter(|name| !name.is_empty());
-        let name = name.ok_or_else(|| bad(format!("cannot determine filename from url: {url}")))?;
+        let name =
+            name.ok_or_else(|| ApiError::bad_request(format!("cannot determine filename from url: {url}")))?;
         let content = (self.fetch)(url)?;
         self.put(name, &content, place, copy)
     }
@@ -255,15 +243,16 @@ impl<'a> Plan<'a> {
             to: place.of(name),
         };
         copy.sources
-            .push((Source::Own(workspace), vec![part], copy.shape));
+            .push((Source::Own(workspace), vec![part], place.shape));
         Ok(())
     }
 }
 
-/// Where files go.
+/// Where files go, and how they are there.
 struct Place<'a> {
     whole: &'a str,
     is_folder: bool,
+    shape: Shape,
 }
 
 impl Place<'_> {

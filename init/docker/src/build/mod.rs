@@ -19,12 +19,15 @@ mod words;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use base64::Engine as _;
 use serde_json::{Map, Value, json};
 use store::{Reference, Store, Workspace};
 use tokio_util::io::SyncIoBridge;
 
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, ndjson};
+use crate::images::short;
+use crate::registry::BASE64_URL;
 use steps::Build;
 
 /// Longest Dockerfile.
@@ -102,11 +105,7 @@ fn document<T: serde::de::DeserializeOwned + Default>(text: Option<&str>, key: &
 }
 
 fn decoded(header: &str) -> Result<Map<String, Value>> {
-    use base64::Engine as _;
-    use base64::alphabet::URL_SAFE;
-    use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
-    let lenient = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    let bytes = GeneralPurpose::new(&URL_SAFE, lenient).decode(header).ok();
+    let bytes = BASE64_URL.decode(header).ok();
     let read = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
     read.ok_or_else(|| ApiError::bad_request("The header X-Registry-Config is not the JSON expected."))
 }
@@ -160,10 +159,7 @@ fn whole(
         let _ = sender.blocking_send_json(&json!({ "stream": line }));
     };
     let _ = sender.blocking_send_json(&json!({"aux": {"ID": image.to_string()}}));
-    say(format!(
-        "Successfully built {}\n",
-        image.hex().get(..12).unwrap_or_default()
-    ));
+    say(format!("Successfully built {}\n", short(&image.hex())));
     for name in &names {
         store.tag(&image, name)?;
         say(format!("Successfully tagged {}\n", name.familiar_name()));

@@ -11,6 +11,7 @@ use super::stage::Stage;
 use crate::containers::{self, Container, MADE};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Result};
+use crate::images::short;
 
 /// What runs: a list as it is, anything else by the shell.
 pub(super) fn command(stage: &Stage, instruction: &Instruction) -> Result<Vec<String>> {
@@ -77,7 +78,7 @@ pub(super) async fn run(
     sender: &BodySender,
 ) -> Result<(Arc<Container>, i32)> {
     let container = containers::make(engine, request).await?;
-    let id: String = container.id.chars().take(12).collect();
+    let id = short(&container.id);
     let _ = sender
         .send_json(&json!({ "stream": format!(" ---> Running in {id}\n") }))
         .await;

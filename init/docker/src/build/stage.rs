@@ -7,7 +7,7 @@ use store::{ChainId, Healthcheck, History, Image, ImageConfig, ImageId, Layer, S
 
 use super::dockerfile::Instruction;
 use super::words::{word, words};
-use crate::containers::spec;
+use crate::containers::{clean, spec};
 
 pub(super) const SHELL: &[&str] = &["/bin/sh", "-c"];
 
@@ -310,19 +310,6 @@ fn nanoseconds(text: &str) -> Result<i64, String> {
         rest = after;
     }
     Ok(total as i64)
-}
-
-/// Without `.`, `..` and empty parts.
-pub(super) fn clean(path: &str) -> String {
-    let mut parts: Vec<&str> = Vec::new();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            name => parts.push(name),
-        }
-    }
-    format!("/{}", parts.join("/"))
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use super::{Options, cache, run};
 use crate::containers;
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Result};
-use crate::images;
+use crate::images::{self, short};
 use crate::registry::{Credentials, Session};
 
 /// Arguments that need no declaration, as Docker has them.
@@ -44,10 +44,6 @@ pub(super) struct Build<'a> {
     stages: Vec<Stage>,
 }
 
-fn bad(text: impl Into<String>) -> ApiError {
-    ApiError::bad_request(text)
-}
-
 impl<'a> Build<'a> {
     pub(super) fn new(
         engine: &'a Arc<Engine>,
@@ -73,7 +69,7 @@ impl<'a> Build<'a> {
     fn say(&self, line: impl Into<String>) -> Result<()> {
         let line: String = line.into();
         let sent = self.sender.blocking_send_json(&json!({ "stream": line }));
-        sent.map_err(|_| bad("The client has gone."))
+        sent.map_err(|_| ApiError::bad_request("The client has gone."))
     }
 
     pub(super) fn run(mut self, file: &Dockerfile) -> Result<ImageId> {
@@ -91,11 +87,11 @@ impl<'a> Build<'a> {
                 ..error
             })?;
             if let Some(image) = self.stages.last().and_then(|stage| stage.image) {
-                self.say(format!(" ---> {}\n", short(&image)))?;
+                self.say(format!(" ---> {}\n", short(&image.hex())))?;
             }
         }
         if !self.options.target.is_empty() && !self.is_target_done() {
-            return Err(bad(format!(
+            return Err(ApiError::bad_request(format!(
                 "failed to reach build target {} in Dockerfile",
                 self.options.target
             )));
@@ -113,7 +109,7 @@ impl<'a> Build<'a> {
             ))?;
         }
         let image = self.stages.last().and_then(|stage| stage.image);
-        image.ok_or_else(|| bad("No image was generated. Is your Dockerfile empty?"))
+        image.ok_or_else(|| ApiError::bad_request("No image was generated. Is your Dockerfile empty?"))
     }
 
     fn is_target_done(&self) -> bool {
@@ -135,7 +131,7 @@ impl<'a> Build<'a> {
             "ARG" => self.argument(step, escape),
             name => {
                 let mut stage = self.stages.pop().ok_or_else(|| {
-                    bad(format!(
+                    ApiError::bad_request(format!(
                         "no build stage in current context: {name} stands before FROM"
                     ))
                 })?;
@@ -151,11 +147,11 @@ impl<'a> Build<'a> {
     }
 
     fn from(&mut self, step: &Instruction, escape: char) -> Result<()> {
-        step.only_flags(&["platform"]).map_err(bad)?;
+        step.only_flags(&["platform"]).map_err(ApiError::bad_request)?;
         let global = self.global.clone();
         let lookup = |name: &str| global.get(name).cloned().or_else(|| platform(name));
         if let Some(wanted) = step.flag("platform") {
-            let wanted = word(wanted, escape, &lookup).map_err(bad)?;
+            let wanted = word(wanted, escape, &lookup).map_err(ApiError::bad_request)?;
             images::only_this_platform(Some(&wanted))?;
         }
         let parts: Vec<&str> = step.rest.split_whitespace().collect();
@@ -164,11 +160,18 @@ impl<'a> Build<'a> {
             [base, as_word, name] if as_word.eq_ignore_ascii_case("as") => {
                 (*base, Some((*name).to_ascii_lowercase()))
             }
-            _ => return Err(bad("FROM requires either one or three arguments")),
+            _ => {
+                return Err(ApiError::bad_request(
+                    "FROM requires either one or three arguments",
+                ));
+            }
         };
-        let base = word(base, escape, &lookup).map_err(bad)?;
+        let base = word(base, escape, &lookup).map_err(ApiError::bad_request)?;
         if base.is_empty() {
-            return Err(bad(format!("base name ({}) should not be blank", step.rest)));
+            return Err(ApiError::bad_request(format!(
+                "base name ({}) should not be blank",
+                step.rest
+            )));
         }
         let earlier = self
             .stages
@@ -193,7 +196,7 @@ impl<'a> Build<'a> {
         }
         self.say(format!("# Executing {} build triggers\n", triggers.len()))?;
         for trigger in triggers {
-            let step = instruction(&trigger, step.line).map_err(bad)?;
+            let step = instruction(&trigger, step.line).map_err(ApiError::bad_request)?;
             self.step(&step, escape)?;
         }
         Ok(())
@@ -239,7 +242,7 @@ impl<'a> Build<'a> {
                 Some(stage) => stage.variable(name),
                 None => global.get(name).cloned().or_else(|| platform(name)),
             };
-            let words = super::words::words(&step.rest, escape, &lookup).map_err(bad)?;
+            let words = super::words::words(&step.rest, escape, &lookup).map_err(ApiError::bad_request)?;
             let split = |text: String| match text.split_once('=') {
                 Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
                 None => (text, None),
@@ -263,7 +266,7 @@ impl<'a> Build<'a> {
 
     fn setting(&mut self, stage: &mut Stage, step: &Instruction, escape: char) -> Result<()> {
         let before = stage.image;
-        let text = stage.set(step, escape).map_err(bad)?;
+        let text = stage.set(step, escape).map_err(ApiError::bad_request)?;
         let key = cache::key(before.as_ref(), &text, None);
         if self.take_cached(stage, &key)? {
             return Ok(());
@@ -335,7 +338,7 @@ impl<'a> Build<'a> {
         let image = match number.or_else(named) {
             Some(stage) => stage
                 .image
-                .ok_or_else(|| bad(format!("the stage {from} is empty")))?,
+                .ok_or_else(|| ApiError::bad_request(format!("the stage {from} is empty")))?,
             None => self.image(from, false)?.id,
         };
         Ok(self.store.image_files(&image)?)
@@ -368,18 +371,20 @@ impl<'a> Build<'a> {
         let kept = if code == 0 {
             run::keep(self.store, stage, &container, &command.join(" "))
         } else {
-            Err(bad(format!(
+            Err(ApiError::bad_request(format!(
                 "The command '{}' returned a non-zero code: {code}",
                 command.join(" ")
             )))
         };
-        let id: String = container.id.chars().take(12).collect();
         let removed = self
             .runtime
             .block_on(containers::discard(self.engine, &container));
         kept?;
         removed?;
-        self.say(format!(" ---> Removed intermediate container {id}\n"))?;
+        self.say(format!(
+            " ---> Removed intermediate container {}\n",
+            short(&container.id)
+        ))?;
         self.remember(stage, &key)
     }
 
@@ -410,8 +415,4 @@ fn platform(name: &str) -> Option<String> {
 
 fn describe(step: &Instruction, message: &str) -> String {
     format!("line {}: {}: {message}", step.line, step.name)
-}
-
-fn short(image: &ImageId) -> String {
-    image.hex().chars().take(12).collect()
 }

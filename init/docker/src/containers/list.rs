@@ -139,10 +139,9 @@ fn matches(engine: &Engine, record: &Record, filters: &Filters) -> Result<bool> 
         }
     };
     let network = record.network_name().unwrap_or_default();
-    let state = state(engine, record);
     Ok(filters.matches("id", |id| record.id.starts_with(id))
         && filters.matches("name", named)
-        && filters.matches("status", |status| state == status)
+        && filters.matches("status", |status| state(engine, record) == status)
         && filters.matches("health", |wanted| {
             health(engine, record).map_or("none", HealthStatus::text) == wanted
         })

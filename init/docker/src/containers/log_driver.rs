@@ -12,6 +12,7 @@ use zones::log::Limits;
 use super::config::nullable;
 use super::container::Record;
 use crate::http::{ApiError, Result};
+use crate::images::short;
 
 /// What `local` keeps unless it is told: five files of 20 MiB.
 const LOCAL: Limits = Limits {
@@ -177,12 +178,7 @@ impl LogConfig {
             let found = variables.find(|(key, _)| *key == name);
             details.extend(found.map(|(key, value)| (key.to_owned(), value.to_owned())));
         }
-        let short = |id: &str| {
-            id.trim_start_matches("sha256:")
-                .chars()
-                .take(12)
-                .collect::<String>()
-        };
+        let short = |id: &str| short(id.trim_start_matches("sha256:")).to_owned();
         let facts = BTreeMap::from([
             ("ID", short(&record.id)),
             ("FullID", record.id.clone()),

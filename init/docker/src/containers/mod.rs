@@ -43,6 +43,7 @@ pub(crate) use errand::{discard, make, run_to_end};
 pub(crate) use files::MADE;
 pub(crate) use list::{sizes, summary};
 pub(crate) use log_driver::Driver as LogDriver;
+pub(crate) use mounts::clean;
 pub(crate) use pause::awake;
 pub(crate) use registry::{Containers, new_id};
 

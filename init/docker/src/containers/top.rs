@@ -11,6 +11,7 @@ use zones::stats::ProcessInfo;
 
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, ok};
+use crate::system;
 
 /// Clock ticks of a second, on every Linux of this kind (`sysconf(_SC_CLK_TCK)`).
 const TICKS: u64 = 100;
@@ -39,7 +40,7 @@ pub(crate) async fn top(engine: &Arc<Engine>, req: &Request) -> Result<Response>
     let (owned, first_id) = (engine.clone(), container.record().first_id);
     let rows = blocking(move || {
         let processes = owned.zones.cgroups().processes(&container.id)?;
-        let (uptime, memory) = (uptime(), memory());
+        let (uptime, memory) = (system::uptime() as u64, system::memory().0);
         let rows = processes.iter().map(|process| {
             let user = process.uid.checked_sub(first_id).map_or_else(
                 || "-".to_owned(),
@@ -153,18 +154,6 @@ fn tenths(value: u64) -> String {
 fn started(row: &Row<'_>) -> String {
     let at = OffsetDateTime::now_utc() - time::Duration::seconds(i64::try_from(alive(row)).unwrap_or(0));
     format!("{:02}:{:02}", at.hour(), at.minute())
-}
-
-fn uptime() -> u64 {
-    let text = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
-    text.split('.')
-        .next()
-        .and_then(|seconds| seconds.parse().ok())
-        .unwrap_or(0)
-}
-
-fn memory() -> u64 {
-    crate::system::memory().0
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What images there are and what is in them.
 
-use std::collections::{HashMap, HashSet};
+use std::cell::LazyCell;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bollard_stubs::models::{ImageHistoryResponseItem, ImageSummary};
@@ -30,13 +31,11 @@ pub(super) async fn list(engine: &Arc<Engine>, req: Request) -> Result<Response>
         find(&store, name).map(|image| Some(seconds(&image.created)))
     };
     let (before, since) = (edge("before")?, edge("since")?);
-    let hidden = if req.query.flag("all") {
-        HashSet::new()
-    } else {
-        cache::images(&store)
-    };
+    // Read only where there is an image that may be one of these.
+    let hidden = LazyCell::new(|| cache::images(&store));
+    let all = req.query.flag("all");
     let shown = |image: &Image| {
-        let is_cache = image.references.is_empty() && hidden.contains(&image.id.to_string());
+        let is_cache = !all && image.references.is_empty() && hidden.contains(&image.id.to_string());
         let created = seconds(&image.created);
         !is_cache
             && filters.labels(|key| image.config.config.labels.get(key).map(String::as_str))

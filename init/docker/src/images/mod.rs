@@ -80,6 +80,11 @@ fn tell(engine: &Engine, action: &str, id: &str, name: &str) {
     );
 }
 
+/// The beginning of an id, as people see it.
+pub(crate) fn short(id: &str) -> &str {
+    id.get(..12).unwrap_or(id)
+}
+
 /// Finds an image, with Docker's words where there is none.
 fn find(store: &store::Store, name: &str) -> Result<Image> {
     store.resolve(name).map_err(|error| match error {

@@ -3,19 +3,16 @@
 use serde_json::{Value, json};
 use store::Digest;
 
+use super::short;
+
 /// How far the work on one layer is.
 pub(super) fn line(status: &str, layer: &Digest, done: u64, total: u64) -> Value {
     json!({
         "status": status,
         "progressDetail": { "current": done, "total": total },
         "progress": bar(done, total),
-        "id": short(layer),
+        "id": short(&layer.hex()),
     })
-}
-
-/// A layer's name in a stream.
-pub(super) fn short(layer: &Digest) -> String {
-    layer.hex().chars().take(12).collect()
 }
 
 /// The bar that Docker's engine draws for clients that do not draw their own.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use store::{Digest, Reference, Store};
 use tokio::sync::mpsc;
 
-use super::{archive, progress};
+use super::{archive, progress, short};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, ndjson};
 use crate::registry::{Credentials, Event, Pull, Pulled, Session, client};
@@ -123,7 +123,7 @@ fn ending(reference: &Reference, pulled: &Pulled) -> Vec<Value> {
 }
 
 fn tell(event: &Event) -> Value {
-    let line = |status: &str, layer: &Digest| json!({ "status": status, "progressDetail": {}, "id": progress::short(layer) });
+    let line = |status: &str, layer: &Digest| json!({ "status": status, "progressDetail": {}, "id": short(&layer.hex()) });
     match event {
         Event::Waiting(layer) => line("Pulling fs layer", layer),
         Event::Exists(layer) => line("Already exists", layer),

@@ -7,7 +7,7 @@ use bollard_stubs::models::{ImageDeleteResponseItem, ImagePruneResponse};
 use hyper::StatusCode;
 use store::{Image, ImageId, Reference, Store};
 
-use super::find;
+use super::{find, short};
 use crate::build::cache;
 use crate::containers::Status;
 use crate::engine::Engine;
@@ -160,11 +160,6 @@ fn users(store: &Store, id: &ImageId) -> Vec<String> {
         .filter(|(_, image)| image == id)
         .map(|(zone, _)| zone)
         .collect()
-}
-
-/// The beginning of an id, as people see it.
-fn short(id: &str) -> &str {
-    id.get(..12).unwrap_or(id)
 }
 
 fn untagged(reference: &Reference) -> ImageDeleteResponseItem {

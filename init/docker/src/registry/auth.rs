@@ -31,7 +31,7 @@ struct AuthConfig {
 }
 
 /// Clients differ in whether they pad.
-const BASE64_URL: GeneralPurpose = GeneralPurpose::new(
+pub(crate) const BASE64_URL: GeneralPurpose = GeneralPurpose::new(
     &URL_SAFE,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );

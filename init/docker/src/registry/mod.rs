@@ -15,7 +15,7 @@ pub(crate) mod tests;
 use hyper::StatusCode;
 use store::Reference;
 
-pub(crate) use auth::Credentials;
+pub(crate) use auth::{BASE64_URL, Credentials};
 pub(crate) use pull::{Event, Pull, Pulled};
 pub(crate) use session::{Session, client};
 

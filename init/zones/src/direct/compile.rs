@@ -86,15 +86,7 @@ pub(super) fn program(zone: DirectZone, ends: Ends) -> Result<Compiled, Error> {
     if let Some(name) = &zone.domainname {
         b.add(Step::DomainName(text(&**name)?));
     }
-    for (key, value) in &zone.sysctls {
-        b.add(Step::WriteFile {
-            path: text(format!("/proc/sys/{}", key.replace('.', "/")))?,
-            data: value.clone().into_bytes(),
-        });
-    }
-    for path in &zone.read_only_paths {
-        b.add(Step::ReadOnly { path: text(&**path)? });
-    }
+    b.parameters(&zone.sysctls, &zone.read_only_paths)?;
     if new & NEW_NET != 0 {
         b.add(Step::LoopbackUp);
     }

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use store::Store;
 
 pub(crate) use attach::{attach, mount_of};
+pub(crate) use parse::clean;
 pub(crate) use settle::{check, fill, forget, settle, warnings};
 pub(crate) use tmpfs::{Tmpfs, parse as parse_tmpfs};
 
