@@ -137,6 +137,12 @@ impl Follow {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
+    /// All that has been written yet.
+    #[must_use]
+    pub fn so_far(&self) -> String {
+        self.output.text()
+    }
+
     /// Waits for the command to end by itself; gives its exit code and its whole output.
     #[track_caller]
     pub fn end(mut self) -> (i32, String) {

@@ -438,15 +438,18 @@ fn events_tell_of_a_volumes_life() {
     sh("-v told:/x", "true");
     docker().ok("volume rm told");
     let format = "{{.Action}} {{.Actor.Attributes.driver}} {{.Actor.Attributes.destination}}";
-    let told = docker().ok(&format!(
-        "events --since 1h --until=-1s --filter volume=told --format '{format}'"
+    // Followed, not bounded by `--until`: the client computes that by this machine's clock.
+    let events = docker().follow(&format!(
+        "events --since 1h --filter volume=told --format '{format}'"
     ));
-    let first: Vec<&str> = told
+    events.expect("destroy local");
+    let told = events.so_far();
+    let lines: Vec<&str> = told
         .lines()
         .map(|line| line.trim_end_matches(" <no value>").trim_end())
         .collect();
     assert_eq!(
-        first,
+        lines,
         ["create local", "mount local /x", "unmount local", "destroy local"]
     );
 }
