@@ -29,7 +29,7 @@ pub(crate) fn build(workspace: &Path, progress: &dyn Progress) -> anyhow::Result
         .current_dir(workspace)
         .args([
             "build",
-            "--release",
+            "--profile=appliance",
             "--package=init",
             "--bin=init",
             "--target",

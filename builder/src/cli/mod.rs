@@ -175,7 +175,7 @@ struct Doctor {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   monobloc upgrade-supervisor quickstart.efi       the /init of another image
-  monobloc upgrade-supervisor target/x86_64-unknown-linux-gnu/release/init")]
+  monobloc upgrade-supervisor target/x86_64-unknown-linux-gnu/appliance/init")]
 struct UpgradeSupervisor {
     /// A build of /init; or an .efi file, an initrd, or a folder with one, to take it from
     file: PathBuf,
