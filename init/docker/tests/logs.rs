@@ -312,7 +312,6 @@ fn replay(machine: &Machine, name: &str) -> String {
          'https://127.0.0.1:{}/containers/{name}/attach?logs=1&stdout=1&stderr=1' --output -",
         machine.port
     );
-    tools::need(&["curl"]);
     let output = std::process::Command::new("sh")
         .args(["-c", &script])
         .current_dir(&machine.dir)
