@@ -180,7 +180,7 @@ mod tests {
         };
         write(
             "Cargo.toml",
-            "[workspace]\nmembers = [\"init\"]\nresolver = \"3\"\n",
+            "[workspace]\nmembers = [\"init\"]\nresolver = \"3\"\n[profile.appliance]\ninherits = \"release\"\n",
         );
         write(
             "init/Cargo.toml",

@@ -33,7 +33,7 @@ impl Namespace {
 
     /// What a program run in the namespace prints.
     pub(crate) fn output(&self, program: &str, args: &[&str]) -> String {
-        tools::need(&["iproute2", "nftables"]);
+        tools::need(&["iproute2", "nftables", "procps"]);
         let output = self
             .run(|| Command::new(program).args(args).output())
             .unwrap_or_else(|e| panic!("{program} cannot be run ({e}); install it from Debian's packages"));
