@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -227,6 +227,8 @@ pub struct Machine {
     endpoint: Endpoint,
     forwarded: BTreeMap<u16, u16>,
     docker: OnceLock<Docker>,
+    /// Held by those whose connections a crash of the supervisor would cut.
+    calm: RwLock<()>,
     /// When QEMU was started.
     started: Instant,
     folder: TempDir,
@@ -259,6 +261,7 @@ impl Machine {
             },
             forwarded,
             docker: OnceLock::new(),
+            calm: RwLock::default(),
             started,
             folder,
         })
@@ -379,9 +382,18 @@ impl Machine {
         self.wait_ready(mark);
     }
 
+    /// While the guard lives, no other test of the same machine has the supervisor crash.
+    pub fn undisturbed(&self) -> RwLockReadGuard<'_, ()> {
+        // A test that failed with it has told why.
+        self.calm.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has the supervisor crash by its API, and waits until its successor is ready. There is no answer.
+    /// The connections of all tests are cut, so it waits for those that are to be
+    /// [`undisturbed`](Self::undisturbed).
     #[track_caller]
     pub fn crash_supervisor(&self) {
+        let _alone = self.calm.write().unwrap_or_else(PoisonError::into_inner);
         let mark = self.console.mark();
         let _ = api::request(&self.endpoint, "POST", "/monobloc/v1/restart-supervisor");
         self.wait_ready(mark);

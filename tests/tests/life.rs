@@ -51,6 +51,7 @@ fn a_paused_container_stands_still_and_goes_on_where_it_was() {
 
 #[test]
 fn limits_change_while_a_container_runs() {
+    let _calm = MACHINE.undisturbed();
     docker().ok("run -d --name limited -m 64m busybox sleep 600");
     let read = |file: &str| docker().ok(&format!("exec limited cat /sys/fs/cgroup/{file}"));
     assert_eq!(read("memory.max"), (64_u64 << 20).to_string());
@@ -65,6 +66,7 @@ fn limits_change_while_a_container_runs() {
 
 #[test]
 fn statistics_show_what_a_container_uses() {
+    let _calm = MACHINE.undisturbed();
     docker().ok("run -d --name uses -m 64m busybox sh -c 'while :; do :; done'");
     let line = docker().ok("stats --no-stream --format '{{.CPUPerc}} {{.MemUsage}} {{.PIDs}}' uses");
     let percent: f64 = line.split('%').next().unwrap().parse().unwrap();

@@ -20,6 +20,7 @@ fn numbers(count: u32) -> String {
 
 #[test]
 fn a_log_is_kept_within_its_limits() {
+    let _calm = MACHINE.undisturbed();
     docker().ok(
         "run --name limited --log-opt max-size=20k --log-opt max-file=3 busybox sh -c 'seq 1 20000 | sed s/^/line\\ /'",
     );
@@ -32,6 +33,7 @@ fn a_log_is_kept_within_its_limits() {
 
 #[test]
 fn a_follower_reads_across_rotations() {
+    let _calm = MACHINE.undisturbed();
     let options = "--log-opt max-size=4k --log-opt max-file=100";
     docker().ok(&format!(
         "run -d --name turning {options} busybox sh -c 'i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo line $i; done; sleep 600'"
@@ -43,6 +45,7 @@ fn a_follower_reads_across_rotations() {
 
 #[test]
 fn the_drivers_do_what_they_are_named_for() {
+    let _calm = MACHINE.undisturbed();
     assert_eq!(
         docker().ok("run --name local --log-driver local busybox echo kept"),
         "kept"
@@ -64,6 +67,7 @@ fn the_drivers_do_what_they_are_named_for() {
 
 #[test]
 fn logs_are_chosen_by_time() {
+    let _calm = MACHINE.undisturbed();
     docker().ok("run --name timed busybox sh -c 'echo early; sleep 2; echo late'");
     let stamped = docker().ok("logs -t timed");
     let late = stamped.lines().last().unwrap().split(' ').next().unwrap();
