@@ -21,7 +21,7 @@ use crate::image::{Built, Kind, built};
 use crate::process::{bound, spawn};
 use crate::setup::tools;
 use crate::site::Identity;
-use crate::transcript::Transcript;
+use crate::transcript::{Missed, Transcript};
 
 /// How long a boot may take, emulated, with other tests beside it.
 const BOOT: Duration = Duration::from_secs(120);
@@ -29,6 +29,8 @@ const BOOT: Duration = Duration::from_secs(120);
 const DOWN: Duration = Duration::from_secs(90);
 /// What the console says when the API listens.
 const READY: &str = "monobloc: ready";
+/// What QEMU says of a port of this machine that somebody else has.
+const PORT_TAKEN: &str = "Could not set up host forwarding rule";
 /// A test must go the same way everywhere, and QEMU's translation is safe on one thread in every version.
 const ACCELERATION: Acceleration = Acceleration::EmulatedOnOneThread;
 const MIB: u64 = 1 << 20;
@@ -201,9 +203,15 @@ impl Boot {
     #[must_use]
     #[track_caller]
     pub fn start(&self) -> Machine {
-        let machine = self.power_on();
-        machine.wait_ready(0);
-        machine
+        loop {
+            let machine = self.power_on();
+            // The ports were free when they were chosen; others choose, too.
+            if machine.is_ready(0).is_err() && machine.qemu_says().contains(PORT_TAKEN) {
+                continue;
+            }
+            machine.wait_ready(0);
+            return machine;
+        }
     }
 
     /// Boots, and waits for nothing.
@@ -270,10 +278,17 @@ impl Machine {
     /// Waits until the API listens, as the console tells it after `mark`.
     #[track_caller]
     pub fn wait_ready(&self, mark: usize) {
-        if let Err(error) = self.console.wait_after(mark, READY, BOOT) {
-            let said = fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default();
-            panic!("{error}\nQEMU says: {said}");
+        if let Err(error) = self.is_ready(mark) {
+            panic!("{error}\nQEMU says: {}", self.qemu_says());
         }
+    }
+
+    fn is_ready(&self, mark: usize) -> Result<(), Missed> {
+        self.console.wait_after(mark, READY, BOOT).map(drop)
+    }
+
+    fn qemu_says(&self) -> String {
+        fs::read_to_string(self.folder.path().join("stderr")).unwrap_or_default()
     }
 
     /// The serial console.
