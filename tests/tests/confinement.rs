@@ -114,6 +114,36 @@ fn a_privileged_zone_is_privileged_in_its_own_user_namespace_only() {
 }
 
 #[test]
+fn a_privileged_zone_divides_its_own_cgroup_and_changes_nothing_above() {
+    docker().ok(&format!(
+        "run -d --name divides --memory 64m {POWERS} busybox sleep 1000"
+    ));
+    let exec = |script: &str| {
+        docker()
+            .outcome_of(
+                &format!("exec divides sh -c 'exec 2>&1; cd /sys/fs/cgroup; {script}'"),
+                b"",
+            )
+            .stdout
+    };
+    let divide = "mkdir all part && for pid in $(cat cgroup.procs); do echo $pid > all/cgroup.procs 2>/dev/null; done; \
+                  echo +memory +pids > cgroup.subtree_control && echo 10 > part/pids.max && cat part/pids.max";
+    assert_eq!(exec(divide), "10");
+    for above in ["memory.max", "pids.max", "cpu.max"] {
+        let said = exec(&format!("echo max > {above}"));
+        assert!(said.contains("Permission denied"), "{above}: {said}");
+    }
+    assert_eq!(exec("cat memory.max"), (64 << 20).to_string());
+    docker().ok("rm -f divides");
+    // Who has fewer powers sees its cgroup and divides nothing.
+    let said = sh("", "mkdir /sys/fs/cgroup/part || ls /sys/fs/cgroup/memory.max");
+    assert!(
+        said.contains("Read-only file system") && said.ends_with("memory.max"),
+        "{said}"
+    );
+}
+
+#[test]
 fn what_tells_of_the_machine_is_masked_unless_the_client_unmasks_it() {
     let script = "wc -c < /proc/keys; wc -c < /proc/timer_list; ls /sys/firmware | wc -l; echo x > /proc/sys/kernel/hostname";
     let said = sh("", script);
@@ -146,19 +176,24 @@ fn every_zone_has_a_session_keyring_of_its_own() {
 #[test]
 fn a_zone_reads_its_cgroup_and_cannot_loosen_it() {
     for options in ["", POWERS] {
-        let options = format!("{options} --memory 64m --pids-limit 50");
+        let limited = format!("{options} --memory 64m --pids-limit 50");
         let said = sh(
-            &options,
+            &limited,
             "cat /proc/self/cgroup /sys/fs/cgroup/memory.max /sys/fs/cgroup/pids.max; ls /sys/fs/cgroup | grep -c zones",
         );
         assert_eq!(said, "0::/\n67108864\n50\n0", "{options}");
-        for script in [
+        let limits = [
             "echo max > /sys/fs/cgroup/memory.max",
             "echo max > /sys/fs/cgroup/pids.max",
+        ];
+        // A privileged one may divide what it has.
+        let division = [
             "echo 0 > /sys/fs/cgroup/cgroup.procs",
             "mkdir /sys/fs/cgroup/below",
-        ] {
-            let said = sh(&options, &format!("{script} && echo done"));
+        ];
+        let further = division.iter().filter(|_| options.is_empty());
+        for script in limits.iter().chain(further) {
+            let said = sh(&limited, &format!("{script} && echo done"));
             let refused = said.contains("Read-only file system") || said.contains("ermission denied");
             assert!(refused && !said.contains("done"), "{options}: {script}: {said}");
         }

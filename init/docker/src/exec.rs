@@ -284,10 +284,7 @@ async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -
         let zone = exec.container.running()?;
         let process = prepare(exec, &zone, size).await?;
         let ids = exec.container.record().ids();
-        let begun = engine
-            .zones
-            .exec(&exec.container.id, zone.pidfd.as_fd(), &key, &process, ids)
-            .await;
+        let begun = engine.zones.exec(&zone, &key, &process, ids).await;
         begun.map_err(|error| explain(exec, &error))
     };
     let (process, stdio) = match started.await {

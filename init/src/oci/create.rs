@@ -176,7 +176,7 @@ impl Making {
         };
         let begun: anyhow::Result<Self> = begun();
         if let (Err(_), Some(cgroup)) = (&begun, &cgroup) {
-            let _ = resources::remove(&cgroup.path);
+            let _ = zones::remove_cgroup(&cgroup.path);
         }
         begun
     }
@@ -213,7 +213,7 @@ impl Making {
         let _ = hooks::wait(process, None);
         if let Some(cgroup) = &self.record.cgroup {
             let _ = resources::kill(cgroup);
-            let _ = resources::remove(cgroup);
+            let _ = zones::remove_cgroup(cgroup);
         }
         for error in hooks::run_all(
             "poststop",

@@ -124,7 +124,7 @@ pub(super) fn delete(root: &Path, id: &str, force: bool) -> anyhow::Result<()> {
     }
     if let Some(cgroup) = &record.cgroup {
         resources::kill(cgroup)?;
-        resources::remove(cgroup)?;
+        zones::remove_cgroup(cgroup)?;
     }
     folder.remove()?;
     for error in hooks::run_all("poststop", &record.hooks.poststop, &record, Status::Stopped) {

@@ -72,7 +72,7 @@ pub(super) fn make(config: &Config, id: &str) -> anyhow::Result<Option<Cgroup>> 
     let path = cgroups.path(name);
     for (file, value) in &wanted.unified {
         if let Err(error) = unified(&path, file, value) {
-            let _ = remove(&path);
+            let _ = zones::remove_cgroup(&path);
             return Err(error);
         }
     }
@@ -319,20 +319,6 @@ pub(super) fn kill(cgroup: &Path) -> anyhow::Result<()> {
             other => drop(other.with_context(failed)?),
         }
     }
-}
-
-/// Removes a cgroup and those that the container made below it. One that is gone is no error.
-pub(super) fn remove(cgroup: &Path) -> anyhow::Result<()> {
-    let entries = match fs::read_dir(cgroup) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        other => other.with_context(|| format!("Cannot read {}", cgroup.display()))?,
-    };
-    for entry in entries.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove(&entry.path())?;
-        }
-    }
-    fs::remove_dir(cgroup).with_context(|| format!("Cannot remove the cgroup {}", cgroup.display()))
 }
 
 /// The processes of a cgroup and those below it.

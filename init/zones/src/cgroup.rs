@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -165,11 +166,25 @@ impl Cgroups {
         sys::bpf::attach_device_program(cgroup, program)
     }
 
-    /// Opens the cgroup of a running zone.
-    pub fn open_zone(&self, id: &str) -> Result<OwnedFd, Error> {
-        let path = self.path(id);
-        let dir = File::open(&path).map_err(Error::io(format!("open the cgroup {}", path.display())))?;
-        Ok(dir.into())
+    /// Opens the cgroup for another process of a running zone, whose first process is `first`: the zone's
+    /// own, or that of its first process where the zone has divided its own, which takes no more
+    /// processes then (cgroups(7), "no internal processes").
+    pub fn open_zone(&self, id: &str, first: i32) -> Result<OwnedFd, Error> {
+        let zone = self.path(id);
+        let failed = || Error::io(format!("open the cgroup {}", zone.display()));
+        let divided = fs::read_to_string(zone.join("cgroup.subtree_control")).map_err(failed())?;
+        if divided.trim().is_empty() {
+            return Ok(File::open(&zone).map_err(failed())?.into());
+        }
+        let cgroups = fs::read_to_string(format!("/proc/{first}/cgroup")).map_err(failed())?;
+        // The supervisor is in no cgroup namespace, so the path is the whole one.
+        let of_first = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+        let below = of_first
+            .and_then(|path| path.split_once(&format!("/{id}/")))
+            .map(|(_, below)| below);
+        Ok(File::open(zone.join(below.unwrap_or_default()))
+            .map_err(failed())?
+            .into())
     }
 
     /// Changes the limits of a zone.
@@ -195,14 +210,44 @@ impl Cgroups {
 
     /// Removes a zone's cgroup after its last process has ended. One that is gone is no error.
     pub fn remove(&self, id: &str) -> Result<(), Error> {
+        remove_tree(&self.path(id))
+    }
+
+    /// Hands a zone's cgroup to `owner`, who may then divide it among processes of the zone (cgroups(7),
+    /// "Cgroups delegation"); what limits the zone as a whole is not his to write.
+    pub fn delegate(&self, id: &str, owner: u32) -> Result<(), Error> {
         let path = self.path(id);
-        match fs::remove_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io(format!("remove the cgroup {}", path.display()))(error))
-            }
-            _ => Ok(()),
+        let failed = || Error::io(format!("hand over the cgroup {}", path.display()));
+        // Each takes memory of the kernel.
+        for (file, most) in [("cgroup.max.descendants", "1000"), ("cgroup.max.depth", "16")] {
+            fs::write(path.join(file), most).map_err(failed())?;
+        }
+        let files = fs::read_to_string(DELEGATED).map_err(failed())?;
+        for file in files.lines().filter(|file| path.join(file).exists()) {
+            chown(path.join(file), Some(owner), Some(owner)).map_err(failed())?;
+        }
+        chown(&path, Some(owner), Some(owner)).map_err(failed())
+    }
+}
+
+/// Files of a cgroup that are safe to hand over.
+const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
+
+/// Removes a cgroup whose processes have ended, with those that it was divided into. One that is gone is
+/// no error.
+pub fn remove_tree(path: &Path) -> Result<(), Error> {
+    let failed = || Error::io(format!("remove the cgroup {}", path.display()));
+    match fs::remove_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
+        _ => return Ok(()),
+    }
+    for entry in fs::read_dir(path).map_err(failed())?.flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            remove_tree(&entry.path())?;
         }
     }
+    fs::remove_dir(path).map_err(failed())
 }
 
 /// One file of a cgroup, and what is to be in it.

@@ -147,6 +147,11 @@ impl Zones {
         let own = spec.devices.iter().map(DeviceRule::from);
         let devices: Vec<DeviceRule> = own.chain(spec.device_rules.iter().copied()).collect();
         let cgroup = self.cgroups.create(&id, &spec.limits, &devices)?;
+        let divides = spec.system_files_writable && matches!(spec.namespaces.user, Namespace::Own);
+        if divides && let Err(error) = self.cgroups.delegate(&id, ids.host) {
+            let _ = self.cgroups.remove(&id);
+            return Err(error);
+        }
         let Channels {
             child,
             report,
@@ -180,30 +185,30 @@ impl Zones {
         }
     }
 
-    /// Runs another process in a zone. `key` must be unique; `ids` are those of the zone.
+    /// Runs another process in the zone whose first process is `zone`. `key` must be unique; `ids` are
+    /// those of the zone.
     pub async fn exec(
         &self,
-        zone_id: &str,
-        zone: BorrowedFd<'_>,
+        zone: &Process,
         key: &str,
         process: &ProcessSpec,
         ids: IdMap,
     ) -> Result<(Process, Stdio), StartError> {
         let channels = stdio::channels(process, ids, false)?;
-        let cgroup = self.cgroups.open_zone(zone_id)?;
+        let cgroup = self.cgroups.open_zone(&zone.key, zone.pid)?;
         let Channels {
             child,
             report,
             gate,
             stdio,
         } = channels;
-        let own = zone.try_clone_to_owned().map_err(Error::io("copy a pidfd"))?;
+        let own = zone.pidfd.try_clone().map_err(Error::io("copy a pidfd"))?;
         let compiled = compile::exec(process, own, ids == IdMap::HOST, child)?;
         let birth = Birth {
             key,
             namespaces: 0,
             cgroup: cgroup.as_fd(),
-            joins: Some(zone),
+            joins: Some(zone.pidfd.as_fd()),
             enters: &[],
             ids: None,
         };

@@ -6,7 +6,6 @@
 mod common;
 
 use std::fs;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use common::{IDS, bench, process, read_all, spec, unique};
@@ -38,10 +37,7 @@ async fn neither_descriptors_nor_processes_nor_cgroups_remain() {
         let id = zone.id.clone();
         let (first, _terminal) = bench.start(zone).await.unwrap();
         let key = unique("exec");
-        let added = bench
-            .zones
-            .exec(&id, first.pidfd.as_fd(), &key, &process(&["true"]), IDS)
-            .await;
+        let added = bench.zones.exec(&first, &key, &process(&["true"]), IDS).await;
         let (_, stdio) = added.unwrap();
         read_all(stdio).await;
         bench.zones.exited(&key).await.unwrap();

@@ -5,7 +5,6 @@
 mod common;
 
 use std::fs;
-use std::os::fd::AsFd;
 
 use common::{IDS, bench, hierarchy, process, read_all, read_until, spec, unique};
 use zones::keeper::{Server, Turn};
@@ -56,19 +55,12 @@ async fn a_signal_ends_a_zone_with_128_and_its_number() {
 async fn an_added_process_shares_the_zones_namespaces() {
     let bench = bench().await;
     let zone_spec = spec(&["sleep", "1000"]);
-    let id = zone_spec.id.clone();
     let (zone, _stdio) = bench.start(zone_spec).await.unwrap();
     let script = "hostname; cat /proc/1/cmdline; id -u; cat /proc/self/uid_map; ls /proc/self/ns";
     let key = unique("exec");
     let (added, stdio) = bench
         .zones
-        .exec(
-            &id,
-            zone.pidfd.as_fd(),
-            &key,
-            &process(&["sh", "-c", script]),
-            IDS,
-        )
+        .exec(&zone, &key, &process(&["sh", "-c", script]), IDS)
         .await
         .unwrap();
     let text = read_all(stdio).await;
@@ -254,13 +246,10 @@ async fn an_added_process_fails_with_its_own_reason_and_the_zone_goes_on() {
     let id = zone_spec.id.clone();
     let (zone, _stdio) = bench.start(zone_spec).await.unwrap();
     let exec = |args: &'static [&'static str]| {
-        let (bench, zone, id) = (&bench, &zone, &id);
+        let (bench, zone) = (&bench, &zone);
         async move {
             let key = unique("exec");
-            let added = bench
-                .zones
-                .exec(id, zone.pidfd.as_fd(), &key, &process(args), IDS)
-                .await;
+            let added = bench.zones.exec(zone, &key, &process(args), IDS).await;
             added.map(|(_, stdio)| stdio)
         }
     };

@@ -135,13 +135,7 @@ async fn a_zone_of_the_machine_is_in_its_namespaces_and_can_be_entered() {
     let key = format!("{}.added", zone.0.key);
     let (_, stdio) = bench
         .zones
-        .exec(
-            &zone.0.key,
-            std::os::fd::AsFd::as_fd(&zone.0.pidfd),
-            &key,
-            &added,
-            IdMap::HOST,
-        )
+        .exec(&zone.0, &key, &added, IdMap::HOST)
         .await
         .unwrap();
     let text = read_all(stdio).await;
