@@ -322,7 +322,7 @@ fn killed_supervisors_lose_no_zone_no_line_and_no_exit_status() {
 }
 
 #[test]
-#[ignore = "takes half an hour where the machine is emulated"]
+#[ignore = "takes more than five minutes where the machine is emulated"]
 fn a_hundred_killed_supervisors_lose_no_zone_no_line_and_no_exit_status() {
     kill_supervisors(100, 50);
 }
