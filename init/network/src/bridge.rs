@@ -28,6 +28,8 @@ use crate::{BoundPort, Cidr, Endpoint, Error, Mac, Port, Result};
 
 /// The zone's own end of its link.
 const ZONE_LINK: &str = "eth0";
+/// Its index, the first after the loopback's: so it need not be asked for.
+const ZONE_LINK_INDEX: u32 = 2;
 /// Index of the loopback link, the same in every namespace.
 const LOOPBACK_INDEX: u32 = 1;
 /// How the name of a zone's link on the host begins; the packet rules know the links by it.
@@ -377,7 +379,7 @@ fn link_request(zone_id: &str, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Ba
     };
     let far = VethEnd {
         name: ZONE_LINK,
-        index: 0,
+        index: ZONE_LINK_INDEX,
         mac: Some(endpoint.mac),
         namespace: Some(netns),
     };
@@ -521,18 +523,15 @@ fn configure_zone(netns: BorrowedFd<'_>, endpoint: &Endpoint) -> Result<()> {
     };
     let mut batch = Batch::new();
     rtnl::set_link(&mut batch, Which::Index(LOOPBACK_INDEX), up);
-    rtnl::set_link(&mut batch, Which::Name(ZONE_LINK), up);
-    rtnl::get_link(&mut batch, Which::Name(ZONE_LINK));
-    let replies = links.run(batch).map_err(|f| f.to(action))?;
-    let link = replies
-        .iter()
-        .find_map(rtnl::link)
-        .ok_or_else(|| Error::NoSuchLink(ZONE_LINK.to_owned()))?;
-    let mut batch = Batch::new();
+    rtnl::set_link(&mut batch, Which::Index(ZONE_LINK_INDEX), up);
     let address = Cidr::new(endpoint.address, endpoint.prefix);
-    rtnl::replace_lone_address(&mut batch, link.index, address);
-    rtnl::replace_route(&mut batch, &Route::to_neighbour(endpoint.gateway, link.index));
-    rtnl::replace_route(&mut batch, &Route::default_by(endpoint.gateway, link.index));
+    rtnl::replace_lone_address(&mut batch, ZONE_LINK_INDEX, address);
+    let (near, all) = (
+        Route::to_neighbour(endpoint.gateway, ZONE_LINK_INDEX),
+        Route::default_by(endpoint.gateway, ZONE_LINK_INDEX),
+    );
+    rtnl::replace_route(&mut batch, &near);
+    rtnl::replace_route(&mut batch, &all);
     links.run(batch).map_err(|f| f.to(action))?;
     Ok(())
 }

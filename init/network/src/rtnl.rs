@@ -49,6 +49,8 @@ const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 /// Leave the counters out of the answers.
 const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
 
@@ -139,6 +141,9 @@ pub(crate) fn new_veth(batch: &mut Batch, near: VethEnd<'_>, far: VethEnd<'_>) {
         if let Some(namespace) = end.namespace {
             body.u32(IFLA_NET_NS_FD, namespace.as_raw_fd().cast_unsigned());
         }
+        // Of itself it has one for each processor, and each is some objects of the kernel's.
+        body.u32(IFLA_NUM_TX_QUEUES, 1);
+        body.u32(IFLA_NUM_RX_QUEUES, 1);
     };
     batch.push(RTM_NEWLINK, flag::CREATE | flag::EXCL, |body| {
         end(body, IFF_UP, near);
