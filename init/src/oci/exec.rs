@@ -51,8 +51,11 @@ pub(super) fn exec(
         .process
         .open()
         .context("The container's process has ended")?;
-    let cgroup = record.cgroup.as_ref().map(fs::File::open).transpose();
-    let cgroup = cgroup.context("Cannot open the container's cgroup")?;
+    let cgroup = record
+        .cgroup
+        .as_ref()
+        .map(|cgroup| zones::open_cgroup_for_another(cgroup, record.process.pid))
+        .transpose()?;
     let detach = parsed.has("detach");
     let caught = (!detach).then(|| signals::catch(&life::FORWARDED)).transpose()?;
     let (spec, capabilities) = zone::process(&process, record.seccomp.as_ref())?;

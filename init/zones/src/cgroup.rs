@@ -166,25 +166,9 @@ impl Cgroups {
         sys::bpf::attach_device_program(cgroup, program)
     }
 
-    /// Opens the cgroup for another process of a running zone, whose first process is `first`: the zone's
-    /// own, or that of its first process where the zone has divided its own, which takes no more
-    /// processes then (cgroups(7), "no internal processes").
+    /// Opens the cgroup for another process of a running zone, whose first process is `first`.
     pub fn open_zone(&self, id: &str, first: i32) -> Result<OwnedFd, Error> {
-        let zone = self.path(id);
-        let failed = || Error::io(format!("open the cgroup {}", zone.display()));
-        let divided = fs::read_to_string(zone.join("cgroup.subtree_control")).map_err(failed())?;
-        if divided.trim().is_empty() {
-            return Ok(File::open(&zone).map_err(failed())?.into());
-        }
-        let cgroups = fs::read_to_string(format!("/proc/{first}/cgroup")).map_err(failed())?;
-        // The supervisor is in no cgroup namespace, so the path is the whole one.
-        let of_first = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
-        let below = of_first
-            .and_then(|path| path.split_once(&format!("/{id}/")))
-            .map(|(_, below)| below);
-        Ok(File::open(zone.join(below.unwrap_or_default()))
-            .map_err(failed())?
-            .into())
+        open_for_another(&self.path(id), first)
     }
 
     /// Changes the limits of a zone.
@@ -232,6 +216,23 @@ impl Cgroups {
 
 /// Files of a cgroup that are safe to hand over.
 const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
+
+/// Opens the cgroup that another process of a zone is born in: the zone's own at `path`, or that of its
+/// first process where the zone has divided its own, which takes no more processes then (cgroups(7), "no
+/// internal processes").
+pub fn open_for_another(path: &Path, first: i32) -> Result<OwnedFd, Error> {
+    let failed = || Error::io(format!("open the cgroup {}", path.display()));
+    let divided = fs::read_to_string(path.join("cgroup.subtree_control")).map_err(failed())?;
+    let mut part = path.to_owned();
+    if !divided.trim().is_empty() {
+        let cgroups = fs::read_to_string(format!("/proc/{first}/cgroup")).map_err(failed())?;
+        let of_first = cgroups.lines().find_map(|line| line.strip_prefix("0::"));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let below = of_first.and_then(|whole| whole.split_once(&format!("/{name}/")));
+        part.extend(below.map(|(_, below)| below));
+    }
+    Ok(File::open(&part).map_err(failed())?.into())
+}
 
 /// Removes a cgroup whose processes have ended, with those that it was divided into. One that is gone is
 /// no error.

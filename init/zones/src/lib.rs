@@ -26,7 +26,7 @@ pub mod stats;
 mod stdio;
 
 pub use capabilities::{Capability, CapabilitySet};
-pub use cgroup::{Cgroups, Most, remove_tree as remove_cgroup};
+pub use cgroup::{Cgroups, Most, open_for_another as open_cgroup_for_another, remove_tree as remove_cgroup};
 pub use compile::STAGING;
 pub use device_rules::DeviceRule;
 pub use devices::{Device, DeviceAccess, DeviceKind};
