@@ -76,7 +76,6 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
             watch_over(engine, container, store, running);
             volumes::tell_use(engine, &container.record(), true);
             engine.tell("container", "start", container);
-            tokio::spawn(note_start(container.clone(), store.clone()));
             Ok(())
         }
         Err(error) => {
@@ -84,24 +83,6 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
             fail(engine, container, store, &error).await;
             Err(error.api)
         }
-    }
-}
-
-/// Whether a machine that loses its power, or a successor of this supervisor, has to know of the start
-/// itself. That the process runs a successor learns of process 1; where no policy asks for another start,
-/// a container that was just started is after a power cut what it was before.
-fn is_noted_first(record: &Record) -> bool {
-    record.host.restart_policy.restarts() || record.host.auto_remove || record.joined_first_id.is_some()
-}
-
-/// Writes the record of a container that was started before it was written.
-async fn note_start(container: Arc<Container>, store: Arc<Store>) {
-    let _turn = container.turn.lock().await;
-    let unwritten = container.process().is_some() && !is_noted_first(&container.lock());
-    if unwritten {
-        let (kept, id) = (container.clone(), container.id.clone());
-        let written = blocking(move || kept.save(&store)).await;
-        report(&id, "write its state", written);
     }
 }
 
@@ -155,8 +136,8 @@ struct Log {
     turn: OwnedMutexGuard<()>,
 }
 
-/// Runs the program. A record that is to be there first is written while other things are done; the write
-/// has ended when this returns, so that none of a failed start comes after what tells of the failure.
+/// Runs the program. The record is written while other things are done; the write has ended when this
+/// returns, so that none of a failed start comes after what tells of the failure.
 async fn launch(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
@@ -175,9 +156,7 @@ async fn launch(
         })?;
         let (store, record, container) = (store.clone(), record.clone(), container.clone());
         blocking(move || {
-            if is_noted_first(&record) {
-                save(&store, &record)?;
-            }
+            save(&store, &record)?;
             open_log(&store, &container, LogLife::New, turn)
         })
         .await
