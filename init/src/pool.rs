@@ -58,7 +58,11 @@ pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store
             human(*size)
         ),
     }
-    Store::open(opened.pool.path()).context("Cannot open the store in the pool")
+    let store = Store::open(opened.pool.path()).context("Cannot open the store in the pool")?;
+    if let Some(why) = store.no_quotas() {
+        say!("pool: {why}");
+    }
+    Ok(store)
 }
 
 fn as_policy(policy: PoolPolicy) -> Policy {

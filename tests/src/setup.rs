@@ -101,6 +101,79 @@ pub fn unpacked(package: &str) -> PathBuf {
     made.unwrap_or_else(|error| panic!("cannot fetch Debian's package {package}: {error:#}"))
 }
 
+/// A `btrfs` command that can check a file system with simple quotas, as those from 6.7 on can: the
+/// installed one, or that of the release's backports, which is not installed.
+///
+/// # Panics
+/// It cannot be fetched.
+#[must_use]
+pub fn btrfs_program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        tools();
+        let installed = Shell::new().and_then(|shell| cmd!(shell, "btrfs --version").quiet().read());
+        if installed.is_ok_and(|said| knows_simple_quotas(&said)) {
+            return "btrfs".into();
+        }
+        let made = cached("unpacked-backports-btrfs-progs", |unfinished| {
+            backport("btrfs-progs", unfinished)
+        });
+        let made =
+            made.unwrap_or_else(|error| panic!("cannot fetch btrfs-progs of the backports: {error:#}"));
+        ["bin/btrfs", "usr/bin/btrfs"]
+            .map(|path| made.join(path))
+            .into_iter()
+            .find(|path| path.exists())
+            .expect("Debian's btrfs-progs holds no btrfs command")
+    })
+}
+
+/// Reads `btrfs-progs v6.2`.
+fn knows_simple_quotas(version: &str) -> bool {
+    let numbers = version.trim().strip_prefix("btrfs-progs v").map(|version| {
+        let mut numbers = version.split(|c: char| !c.is_ascii_digit());
+        let mut next = || numbers.next().and_then(|number| number.parse::<u32>().ok());
+        (next(), next())
+    });
+    numbers.is_some_and(|numbers| numbers >= (Some(6), Some(7)))
+}
+
+/// Unpacks a package of the backports, which this machine's apt need not know.
+fn backport(package: &str, into: &Path) -> anyhow::Result<()> {
+    let (code_name, archive) = debian_release()?;
+    let shell = Shell::new()?;
+    let dir = shell.create_temp_dir()?;
+    shell.change_dir(dir.path());
+    let list = dir.path().join("sources.list");
+    fs::write(&list, format!("deb {archive} {code_name}-backports main\n"))?;
+    for folder in ["lists/partial", "cache/archives/partial"] {
+        fs::create_dir_all(dir.path().join(folder))?;
+    }
+    let options: Vec<String> = [
+        format!("Dir::Etc::sourcelist={}", list.display()),
+        "Dir::Etc::sourceparts=/dev/null".to_owned(),
+        format!("Dir::State::lists={}", dir.path().join("lists").display()),
+        format!("Dir::Cache={}", dir.path().join("cache").display()),
+        "APT::Sandbox::User=root".to_owned(),
+    ]
+    .into_iter()
+    .flat_map(|option| ["-o".to_owned(), option])
+    .collect();
+    for verb in [&["update"][..], &["download", package]] {
+        cmd!(shell, "apt-get {options...} {verb...}")
+            .quiet()
+            .ignore_stdout()
+            .run()?;
+    }
+    let file = fs::read_dir(dir.path())?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+        .context("apt-get brought no file")?;
+    fs::create_dir_all(into)?;
+    cmd!(shell, "dpkg-deb --extract {file} {into}").quiet().run()?;
+    Ok(())
+}
+
 /// Debian's docker command, 20.10 in Debian 12. Its daemon is never started.
 #[must_use]
 pub fn docker_program() -> &'static Path {
@@ -171,4 +244,23 @@ pub fn debian_release() -> anyhow::Result<(String, String)> {
         .next()
         .with_context(|| format!("apt knows no archive of {code_name}"))?;
     Ok((code_name.to_owned(), archive.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::knows_simple_quotas;
+
+    #[test]
+    fn a_btrfs_command_of_6_7_and_later_knows_simple_quotas() {
+        for (version, knows) in [
+            ("btrfs-progs v6.2", false),
+            ("btrfs-progs v6.6.3 ", false),
+            ("btrfs-progs v6.7", true),
+            ("btrfs-progs v6.14\n-EXPERIMENTAL", true),
+            ("btrfs-progs v7.0", true),
+            ("", false),
+        ] {
+            assert_eq!(knows_simple_quotas(version), knows, "{version:?}");
+        }
+    }
 }

@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 fn check_pool(disk: &Disk) {
     let said = run(
         LONG,
-        "btrfs",
+        tests::setup::btrfs_program(),
         ["check".as_ref(), "--readonly".as_ref(), disk.path().as_os_str()],
         &[],
         b"",

@@ -15,6 +15,17 @@ pub enum Error {
         "The pool is full: cannot {what}. Remove images or containers that are no longer needed, or use a larger disk."
     )]
     Full { what: String },
+    #[error(
+        "No room is left: cannot {what}. Remove files, images or containers that are no longer needed, or allow a larger size."
+    )]
+    Bounded { what: String },
+    #[error("{why} Leave the size out.")]
+    NoQuotas { why: String },
+    #[error(
+        "A size of {limit} bytes is too small; nothing fits in less than {}.",
+        crate::quota::LEAST_LIMIT
+    )]
+    LimitTooSmall { limit: u64 },
     #[error("`{text}` is not a digest; expected `sha256:` and 64 hexadecimal digits.")]
     InvalidDigest { text: String },
     #[error("`{text}` is not an image name: {reason}.")]
@@ -75,7 +86,8 @@ impl Error {
     pub(crate) fn io(what: impl Into<String>, reason: impl Into<io::Error>) -> Error {
         let (what, reason) = (what.into(), reason.into());
         match reason.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full { what },
+            io::ErrorKind::StorageFull => Error::Full { what },
+            io::ErrorKind::QuotaExceeded => Error::Bounded { what },
             _ => Error::Io { what, reason },
         }
     }
@@ -119,6 +131,8 @@ impl Error {
                 | Error::NotADirectory { .. }
                 | Error::WrongDigest { .. }
                 | Error::MissingLayer { .. }
+                | Error::NoQuotas { .. }
+                | Error::LimitTooSmall { .. }
         )
     }
 }

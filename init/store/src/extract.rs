@@ -117,7 +117,7 @@ impl Extractor {
                     reason: format!("entry `{}` cannot be read: {reason}", entry.name()),
                 },
                 Refusal::Kernel(reason) => match reason.kind() {
-                    io::ErrorKind::StorageFull => Error::Full {
+                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::Full {
                         what: format!("write `{}`", entry.name()),
                     },
                     _ => Error::BadEntry {

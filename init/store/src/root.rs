@@ -8,7 +8,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::PoisonError;
 
-use rustix::fs::{AtFlags, CWD, Mode, OFlags, chownat, mkdirat, openat, renameat, statat, symlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, chownat, fstatvfs, mkdirat, openat, renameat, statat,
+    symlinkat,
+};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, UnmountFlags, fsconfig_create,
     fsconfig_set_string, fsmount, fsopen, open_tree, unmount,
@@ -18,8 +21,10 @@ use sys::btrfs;
 
 use crate::digest::{ChainId, Digest, ImageId};
 use crate::error::{During, Error, Result};
+use crate::folder;
 use crate::mkfs;
 use crate::pool;
+use crate::quota::Held;
 use crate::state::check_name;
 use crate::store::Store;
 
@@ -70,9 +75,15 @@ impl Store {
     /// Makes the root of zone `zone` from `image`. Costs the same for every image. The root is
     /// durable at the filesystem's next commit (30 s at most); a caller who finds
     /// [`Error::NoSuchRoot`] after a power cut makes it anew: a zone that had flushed nothing has
-    /// lost nothing.
-    pub fn create_root(&self, zone: &str, image: &ImageId) -> Result<()> {
+    /// lost nothing. What the zone changes may take `limit` bytes, with the file system's own records
+    /// of it.
+    ///
+    /// # Errors
+    /// [`Error::NoQuotas`] and [`Error::LimitTooSmall`] where such a limit cannot be, beside what the
+    /// kernel says.
+    pub fn create_root(&self, zone: &str, image: &ImageId, limit: Option<u64>) -> Result<()> {
         check_name(zone)?;
+        self.quotas.check(limit)?;
         let what = || format!("create the root of zone {zone}");
         let mut index = self.index();
         if index.roots.contains_key(zone) {
@@ -88,7 +99,7 @@ impl Store {
             layer: record.layers.last().copied(),
         };
         let draft = self.serial_name("root");
-        btrfs::create_subvolume(&self.tmp, &draft).during(what())?;
+        self.quotas.create(&self.tmp, &draft, limit).during(what())?;
         let filled = self
             .fill_root(&draft, &root)
             .and_then(|()| renameat(&self.tmp, &draft, &self.roots, zone));
@@ -138,15 +149,44 @@ impl Store {
         let pool = open_tree(CWD, self.path(), flags).during(what())?;
         sys::block::map_ids(&pool, userns).during(what())?;
         pool::attach(pool.as_fd(), &place).during(what())?;
-        let mounted = std::thread::scope(|scope| {
-            scope
-                .spawn(|| overlay(&place, &root, zone))
-                .join()
-                .unwrap_or_else(|_| Err(rustix::io::Errno::CANCELED.into()))
-        });
+        let make = || {
+            let made = std::thread::scope(|scope| {
+                scope
+                    .spawn(|| overlay(&place, &root, zone))
+                    .join()
+                    .unwrap_or_else(|_| Err(rustix::io::Errno::CANCELED.into()))
+            });
+            made.during(what())
+        };
+        let mounted = make().and_then(|mounted| self.writable(mounted, zone, make));
         let detached = unmount(&place, UnmountFlags::DETACH);
-        let mounted = mounted.during(what())?;
+        let mounted = mounted?;
         detached.during(what())?;
+        Ok(mounted)
+    }
+
+    /// An overlay whose folder for work finds no room is read-only, and says nothing: it is made again with
+    /// more.
+    fn writable(
+        &self,
+        mounted: OwnedFd,
+        zone: &str,
+        make: impl FnOnce() -> Result<OwnedFd>,
+    ) -> Result<OwnedFd> {
+        let what = || format!("mount the root of zone {zone}");
+        let read_only = |mounted: &OwnedFd| -> Result<bool> {
+            let flags = fstatvfs(mounted).during(what())?.f_flag;
+            Ok(flags.contains(StatVfsMountFlags::RDONLY))
+        };
+        if !read_only(&mounted)? {
+            return Ok(mounted);
+        }
+        drop(mounted);
+        let home = folder::open(&self.roots, zone).during(what())?;
+        let mounted = self.quotas.with_slack(&home, make)?;
+        if read_only(&mounted)? {
+            return Err(Error::Full { what: what() });
+        }
         Ok(mounted)
     }
 
@@ -161,6 +201,17 @@ impl Store {
         index.roots.remove(zone);
         self.collect_layers(&mut index)?;
         Ok(())
+    }
+
+    /// What a zone's root holds by the file system's own count, and its limit; none without quotas.
+    ///
+    /// # Errors
+    /// There is no such root.
+    pub fn root_held(&self, zone: &str) -> Result<Option<Held>> {
+        check_name(zone)?;
+        let what = || format!("measure the root of zone {zone}");
+        let root = folder::open(&self.roots, zone).during(what())?;
+        self.quotas.held(&root).during(what())
     }
 
     /// Zones that have a root, with the images of these.

@@ -28,6 +28,7 @@ use crate::error::{During, Error, Result};
 use crate::image::Record;
 use crate::layer::Layer;
 use crate::mkfs;
+use crate::quota::Quotas;
 use crate::root::Root;
 use crate::state::{StateDir, check_name, collect_leftovers};
 use crate::volume::{HOST, VOLUMES, make_host_tree};
@@ -51,6 +52,7 @@ pub struct Store {
     pub(crate) layers: OwnedFd,
     pub(crate) roots: OwnedFd,
     pub(crate) tmp: OwnedFd,
+    pub(crate) quotas: Quotas,
     layer_state: StateDir,
     pub(crate) image_state: StateDir,
     index: Mutex<Index>,
@@ -129,19 +131,22 @@ impl Store {
                 reason: format!("its `{}` is absent", mkfs::TEMPLATE),
             });
         }
-        make_host_tree(root)?;
+        let top: OwnedFd = File::open(root)
+            .during(format!("open {}", root.display()))?
+            .into();
+        let quotas = Quotas::open(&top)?;
+        make_host_tree(&top, &quotas)?;
         let tmp = folder("tmp")?;
         folder("mount")?;
         let state = root.join("state");
         collect_leftovers(&state)?;
         let store = Store {
             path: root.to_owned(),
-            root: File::open(root)
-                .during(format!("open {}", root.display()))?
-                .into(),
+            root: top,
             layers: folder("layers")?,
             roots: folder("roots")?,
             tmp,
+            quotas,
             layer_state: StateDir::open(&state, LAYERS)?,
             image_state: StateDir::open(&state, IMAGES)?,
             index: Mutex::default(),
@@ -157,6 +162,7 @@ impl Store {
             store.read_roots(&mut index)?;
             store.collect_layers(&mut index)?;
         }
+        store.quotas.sweep()?;
         Ok(store)
     }
 
@@ -176,6 +182,16 @@ impl Store {
         let path = self.path.join(name);
         fs::create_dir_all(&path).during(format!("create {}", path.display()))?;
         Ok(path)
+    }
+
+    /// The sentence that says why nothing can have a limit, where that is so.
+    pub fn no_quotas(&self) -> Option<&str> {
+        self.quotas.missing()
+    }
+
+    /// Bounds all that the pool holds by its size, which has changed.
+    pub fn bound(&self) -> Result<()> {
+        self.quotas.bound_all()
     }
 
     pub fn usage(&self) -> Result<Usage> {

@@ -31,6 +31,7 @@ use crate::digest::ImageId;
 use crate::error::{During, Error, Result};
 use crate::folder;
 use crate::pool;
+use crate::quota::{Held, Quotas};
 use crate::state::check_name;
 use crate::store::Store;
 use crate::tree::Place;
@@ -43,9 +44,11 @@ pub(crate) const HOST: &str = "host";
 const SUBVOLUME_ROOT: u64 = 256;
 
 impl Store {
-    /// Makes an empty volume, owned by the image's root; one that is there is left as it is.
-    pub fn create_volume(&self, name: &str) -> Result<()> {
+    /// Makes an empty volume, owned by the image's root, that may hold `limit` bytes; one that is there is
+    /// left as it is.
+    pub fn create_volume(&self, name: &str, limit: Option<u64>) -> Result<()> {
         check_name(name)?;
+        self.quotas.check(limit)?;
         let what = || format!("create volume {name}");
         let _turn = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
         let volumes = self.volumes()?;
@@ -55,10 +58,12 @@ impl Store {
             Err(reason) => return Err(Error::io(what(), reason)),
         }
         let draft = self.serial_name("volume");
-        btrfs::create_subvolume(&self.tmp, &draft).during(what())?;
         let mode = Mode::from_raw_mode(0o755);
-        let placed = rustix::fs::chmodat(&self.tmp, &draft, mode, AtFlags::empty())
-            .and_then(|()| renameat(&self.tmp, &draft, &volumes, name));
+        let made = self.quotas.create_volume(&self.tmp, &draft, limit);
+        let placed = made.and_then(|()| {
+            rustix::fs::chmodat(&self.tmp, &draft, mode, AtFlags::empty())?;
+            Ok(renameat(&self.tmp, &draft, &volumes, name)?)
+        });
         if let Err(reason) = placed {
             // What cannot be removed now is collected when the store is opened.
             let _ = btrfs::destroy_subvolume(&self.tmp, &draft);
@@ -74,13 +79,14 @@ impl Store {
         let what = || format!("remove volume {name}");
         self.uncover_volume(name)?;
         let volumes = self.volumes()?;
-        let removed = match btrfs::destroy_subvolume(&volumes, name) {
+        let removed = match self.quotas.remove_volume(&volumes, name) {
             // A zone may make subvolumes of its own; the kernel wants them gone first.
             Err(reason) if reason.raw_os_error() == Some(Errno::NOTEMPTY.raw_os_error()) => {
                 let volume = folder::open(&volumes, name).during(what())?;
+                self.quotas.unbind(&volume).during(what())?;
                 btrfs::set_read_only(&volume, false).during(what())?;
                 self.remove_subvolumes(&volume, 0).during(what())?;
-                btrfs::destroy_subvolume(&volumes, name)
+                self.quotas.remove_volume(&volumes, name)
             }
             other => other,
         };
@@ -112,6 +118,17 @@ impl Store {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = rustix::fs::open(self.volume_path(name), flags, Mode::empty()).during(what())?;
         folder::sum(&folder, folder::content).during(what())
+    }
+
+    /// What a volume holds by the file system's own count, and its limit; none without quotas.
+    ///
+    /// # Errors
+    /// There is no such volume.
+    pub fn volume_held(&self, name: &str) -> Result<Option<Held>> {
+        check_name(name)?;
+        let what = || format!("measure volume {name}");
+        let volume = folder::open(self.volumes()?, name).during(what())?;
+        self.quotas.held(&volume).during(what())
     }
 
     /// Copies the folder `path` of an image into a place that is still empty, with its owners and modes.
@@ -208,6 +225,7 @@ impl Store {
             }
             let folder = folder::open(dir, name.as_slice())?;
             if stat.st_ino == SUBVOLUME_ROOT {
+                self.quotas.unbind(&folder)?;
                 btrfs::set_read_only(&folder, false)?;
             }
             self.remove_subvolumes(&folder, depth + 1)?;
@@ -237,12 +255,13 @@ pub(crate) fn is_mount(path: &Path) -> rustix::io::Result<bool> {
 }
 
 /// Makes the subvolume that is the node's own tree, where it is missing.
-pub(crate) fn make_host_tree(pool: &Path) -> Result<()> {
-    if pool.join(HOST).is_dir() {
-        return Ok(());
-    }
+pub(crate) fn make_host_tree(root: &OwnedFd, quotas: &Quotas) -> Result<()> {
     let what = "create the node's own tree in the pool";
-    let root = File::open(pool).during(what)?;
-    btrfs::create_subvolume(&root, HOST).during(what)?;
-    rustix::fs::chmodat(&root, HOST, Mode::from_raw_mode(0o755), AtFlags::empty()).during(what)
+    match statat(root, HOST, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(_) => return Ok(()),
+        Err(Errno::NOENT) => {}
+        Err(reason) => return Err(Error::io(what, reason)),
+    }
+    quotas.create(root, HOST, None).during(what)?;
+    rustix::fs::chmodat(root, HOST, Mode::from_raw_mode(0o755), AtFlags::empty()).during(what)
 }

@@ -34,7 +34,7 @@ impl Workspace {
     pub fn new(store: &std::sync::Arc<Store>) -> Result<Self> {
         let what = "make a folder for a build";
         let name = store.serial_name("workspace");
-        btrfs::create_subvolume(&store.tmp, &name).during(what)?;
+        store.quotas.create(&store.tmp, &name, None).during(what)?;
         let root = folder::open(&store.tmp, &*name).during(what)?;
         Ok(Self {
             store: store.clone(),

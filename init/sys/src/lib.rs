@@ -4,6 +4,7 @@ pub mod block;
 pub mod bpf;
 pub mod btrfs;
 pub mod btrfs_devices;
+pub mod btrfs_quota;
 pub mod loopdev;
 pub mod mounts;
 pub mod netlink;

@@ -232,7 +232,7 @@ mod tests {
             store.tag(&id, &name.parse().unwrap()).unwrap();
         }
         if let Some(user) = user {
-            store.create_root(user, &id).unwrap();
+            store.create_root(user, &id, None).unwrap();
         }
         store.image(&id).unwrap()
     }

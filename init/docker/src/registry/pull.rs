@@ -360,7 +360,8 @@ async fn transfer(
 
 fn store_error(error: &std::io::Error) -> RegistryError {
     let what = "keep a layer that is being fetched".to_owned();
-    RegistryError::Store(if error.kind() == std::io::ErrorKind::StorageFull {
+    let full = [std::io::ErrorKind::StorageFull, std::io::ErrorKind::QuotaExceeded];
+    RegistryError::Store(if full.contains(&error.kind()) {
         store::Error::Full { what }
     } else {
         store::Error::Io {

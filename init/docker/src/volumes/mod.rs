@@ -122,7 +122,7 @@ pub(crate) async fn make(
         Ok(known) => Ok((known, false)),
         Err(error) if error.status == hyper::StatusCode::NOT_FOUND => {
             // The record last: what has one has content.
-            store.create_volume(&volume.name)?;
+            store.create_volume(&volume.name, None)?;
             states(&store)?.write(&volume.name, &volume)?;
             Ok((volume, true))
         }
@@ -150,7 +150,7 @@ pub(crate) fn ready<T>(
         } => with(Place::Host(&format!("{device}/{path}")), read_only),
         other => {
             // One that a power cut has taken is made anew: nothing in it had been flushed.
-            store.create_volume(name)?;
+            store.create_volume(name, None)?;
             if let Backing::Tmpfs(tmpfs) = other {
                 store.cover_volume(name, &tmpfs.options, tmpfs.attributes)?;
             }

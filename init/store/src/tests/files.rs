@@ -28,7 +28,7 @@ fn with_tree(test: impl FnOnce(&crate::Store, &ZoneFiles)) {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let image = add(&store, &[&image()], "a");
-    store.create_root("zone", &image.id).unwrap();
+    store.create_root("zone", &image.id, None).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
     test(&store, &ZoneFiles::new(mount, START));

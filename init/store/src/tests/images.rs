@@ -138,7 +138,7 @@ fn an_image_in_use_or_with_several_names_is_not_removed_unless_forced() {
         Err(Error::ImageHasNames { count: 2, .. })
     ));
     store.untag(&"other".parse().unwrap()).unwrap();
-    store.create_root("zone1", &image.id).unwrap();
+    store.create_root("zone1", &image.id, None).unwrap();
     let error = store.remove_image(&image.id, false).unwrap_err();
     assert!(
         error.is_conflict() && error.to_string().contains("zone1"),

@@ -42,7 +42,7 @@ fn a_zone_sees_the_images_ids_as_its_own() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let image = add(&store, &[&tar()], "a");
-    store.create_root("zone", &image.id).unwrap();
+    store.create_root("zone", &image.id, None).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
     for path in ["", "bin", "bin/sh"] {
@@ -75,7 +75,7 @@ fn the_zones_own_root_creates_files_and_others_cannot() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let image = add(&store, &[&tar()], "a");
-    store.create_root("zone", &image.id).unwrap();
+    store.create_root("zone", &image.id, None).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
     assert!(as_user(
@@ -99,7 +99,7 @@ fn no_two_files_of_a_root_have_one_inode_number() {
         })
         .finish();
     let image = add(&store, &[&many], "a");
-    store.create_root("zone", &image.id).unwrap();
+    store.create_root("zone", &image.id, None).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
     let mut seen = std::collections::BTreeMap::new();
@@ -130,8 +130,8 @@ fn roots_of_one_image_do_not_see_each_other() {
     let store = pool.store();
     let image = add(&store, &[&tar()], "a");
     let (one, two) = (UserNamespace::new(START), UserNamespace::new(START + 65536));
-    store.create_root("one", &image.id).unwrap();
-    store.create_root("two", &image.id).unwrap();
+    store.create_root("one", &image.id, None).unwrap();
+    store.create_root("two", &image.id, None).unwrap();
     let first = store.mount_root("one", one.fd.as_fd()).unwrap();
     let second = store.mount_root("two", two.fd.as_fd()).unwrap();
     fs::write(within(&first, "bin/sh"), "changed").unwrap();
@@ -148,7 +148,7 @@ fn nothing_stays_attached_and_a_root_can_be_mounted_again() {
     let mut pool = TestPool::new(POOL);
     let store = pool.store();
     let image = add(&store, &[&tar()], "a");
-    store.create_root("zone", &image.id).unwrap();
+    store.create_root("zone", &image.id, None).unwrap();
     let userns = UserNamespace::new(START);
     for round in 0..3 {
         let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
@@ -182,7 +182,7 @@ fn devices_of_an_image_cannot_be_opened() {
     let mut bytes = header.as_bytes().to_vec();
     bytes.resize(512 * 3, 0);
     let image = add(&store, &[&bytes], "a");
-    store.create_root("zone", &image.id).unwrap();
+    store.create_root("zone", &image.id, None).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
     let error = fs::File::open(within(&mount, "null")).unwrap_err();
@@ -195,9 +195,9 @@ fn roots_are_known_after_a_restart_and_removed_for_good() {
     let image = {
         let store = pool.store();
         let image = add(&store, &[&tar()], "a");
-        store.create_root("zone", &image.id).unwrap();
+        store.create_root("zone", &image.id, None).unwrap();
         assert!(matches!(
-            store.create_root("zone", &image.id),
+            store.create_root("zone", &image.id, None),
             Err(Error::RootExists { .. })
         ));
         image
@@ -216,7 +216,7 @@ fn roots_are_known_after_a_restart_and_removed_for_good() {
             .unwrap_err()
             .is_not_found()
     );
-    assert!(store.create_root("../zone", &image.id).is_err());
+    assert!(store.create_root("../zone", &image.id, None).is_err());
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn an_image_without_layers_has_a_root_too() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let image = add(&store, &[], "scratch");
-    store.create_root("zone", &image.id).unwrap();
+    store.create_root("zone", &image.id, None).unwrap();
     let userns = UserNamespace::new(START);
     let mount = store.mount_root("zone", userns.fd.as_fd()).unwrap();
     assert!(within(&mount, "").is_dir());

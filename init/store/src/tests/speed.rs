@@ -24,7 +24,7 @@ fn creating_and_mounting_a_root_takes() {
         for round in 0..ROUNDS {
             let zone = format!("{name}-{round}");
             let start = Instant::now();
-            store.create_root(&zone, &image.id).unwrap();
+            store.create_root(&zone, &image.id, None).unwrap();
             times[0].push(start.elapsed());
             let start = Instant::now();
             let mount = store.mount_root(&zone, userns.fd.as_fd()).unwrap();

@@ -27,8 +27,8 @@ fn volume(name: &str) -> Place<'_> {
 fn zones_with_different_ranges_share_a_volume_with_equal_ids() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
-    store.create_volume("data").unwrap();
-    store.create_volume("data").unwrap();
+    store.create_volume("data", None).unwrap();
+    store.create_volume("data", None).unwrap();
     let (one, two) = (UserNamespace::new(START), UserNamespace::new(START + 65536));
     let options = TreeOptions::default();
     let first = store.tree(volume("data"), options, one.fd.as_fd()).unwrap();
@@ -63,7 +63,7 @@ fn a_volume_that_is_new_gets_the_images_content_with_owners_modes_and_links() {
         .file("file", b"")
         .finish();
     let image = add(&store, &[&tar], "a");
-    store.create_volume("v").unwrap();
+    store.create_volume("v", None).unwrap();
     store.fill(volume("v"), &image.id, "/absent").unwrap();
     let layer = pool.path().join("store/layers").join(image.layers[0].hex());
     assert!(layer.join("data/a").exists());
@@ -100,7 +100,7 @@ fn the_folder_itself_gives_the_volume_its_owner_and_mode() {
     fs::set_permissions(layer.join("data"), Permissions::from_mode(0o1770)).unwrap();
     chown(layer.join("data"), Some(33), Some(44)).unwrap();
     sys::btrfs::set_read_only(&open, true).unwrap();
-    store.create_volume("v").unwrap();
+    store.create_volume("v", None).unwrap();
     store.fill(volume("v"), &image.id, "/data").unwrap();
     let meta = fs::metadata(store.volume_path("v")).unwrap();
     assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o7777), (33, 44, 0o1770));
@@ -140,7 +140,7 @@ fn a_path_in_a_volume_does_not_leave_it() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let userns = UserNamespace::new(START);
-    store.create_volume("v").unwrap();
+    store.create_volume("v", None).unwrap();
     let path = store.volume_path("v");
     fs::create_dir_all(path.join("a/b")).unwrap();
     symlink("../../../host", path.join("out")).unwrap();
@@ -158,7 +158,7 @@ fn a_mount_is_read_only_where_it_is_asked_for() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let userns = UserNamespace::new(START);
-    store.create_volume("v").unwrap();
+    store.create_volume("v", None).unwrap();
     fs::write(store.volume_path("v").join("a"), "").unwrap();
     for (read_only, written) in [
         (ReadOnly::Nothing, true),
@@ -179,7 +179,7 @@ fn a_mount_is_read_only_where_it_is_asked_for() {
 fn a_zones_own_subvolumes_do_not_keep_a_volume() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
-    store.create_volume("v").unwrap();
+    store.create_volume("v", None).unwrap();
     let path = store.volume_path("v");
     fs::create_dir(path.join("folder")).unwrap();
     let script = "btrfs subvolume create v/folder/one && btrfs subvolume create v/folder/one/two \
@@ -216,7 +216,7 @@ fn a_device_node_opens_the_device_and_belongs_to_the_zone() {
     );
     fs::write(&path, "gone").unwrap();
     // Its twin without a node of its own: what lies in a volume opens nothing.
-    store.create_volume("v").unwrap();
+    store.create_volume("v", None).unwrap();
     let device = rustix::fs::makedev(1, 3);
     rustix::fs::mknodat(
         rustix::fs::CWD,
@@ -238,7 +238,7 @@ fn a_tmpfs_over_a_volume_is_there_until_it_is_taken_away() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
     let userns = UserNamespace::new(START);
-    store.create_volume("v").unwrap();
+    store.create_volume("v", None).unwrap();
     let options = [
         ("size".to_owned(), "64k".to_owned()),
         ("uid".to_owned(), "33".to_owned()),

@@ -1,0 +1,282 @@
+//! Bounds on what is held: quota groups of the pool's file system (`sys::btrfs_quota`).
+//!
+//! ```text
+//! 2/1    every subvolume: the whole pool but the state, bounded a little below the pool's size
+//! 1/ID   a volume with a limit, and the subvolumes that zones make in it
+//! 0/ID   each subvolume; a zone's root has its limit here
+//! ```
+//! The kernel refuses what goes over a bound to whoever writes it, and to nobody else. The bound on
+//! `2/1` keeps room for the state, so that a full pool can still be tidied up.
+//!
+//! A group goes with its subvolume, but not before the last extent that was written in it, which a
+//! snapshot of it may still have: what is left then is removed when the store is opened.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use sys::btrfs;
+use sys::btrfs_devices::{self as devices, group};
+use sys::btrfs_quota::{self as quota, Group, Membership};
+
+use crate::error::{During, Error, Result};
+use crate::folder;
+use crate::mkfs;
+
+const ALL: Group = Group { level: 2, number: 1 };
+/// Level of the groups of volumes.
+const VOLUME: u16 = 1;
+/// What overlayfs needs to begin, whatever a root holds.
+const SLACK: u64 = 8 << 20;
+/// Part of the pool that is kept for the state, and its bounds.
+const RESERVE_PART: u64 = 32;
+const LEAST_RESERVE: u64 = 8 << 20;
+const MOST_RESERVE: u64 = 1 << 30;
+
+/// The least limit: the file system's own records of an empty root or volume fit in.
+pub const LEAST_LIMIT: u64 = 1 << 20;
+
+/// What is held, and what may be; in bytes, of data and of the file system's records of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// With what is still on its way to the disk.
+    pub used: u64,
+    pub limit: Option<u64>,
+}
+
+/// The quotas of a pool, or none: everything works without, and nothing is bounded.
+#[derive(Debug)]
+pub(crate) struct Quotas {
+    root: OwnedFd,
+    /// Where the kernel shows one folder a group; else why it does not count.
+    groups: Result<PathBuf, String>,
+}
+
+impl Quotas {
+    /// Begins to count in the pool whose top is open as `root`.
+    pub(crate) fn open(root: &OwnedFd) -> Result<Quotas> {
+        let quotas = Quotas {
+            root: root.try_clone().during("open the pool")?,
+            groups: Err(String::new()),
+        };
+        let groups = quotas.begin().map_err(|reason| {
+            let why = match Errno::from_io_error(&reason) {
+                Some(Errno::INVAL | Errno::NOTTY | Errno::OPNOTSUPP) => {
+                    "the kernel has no simple quotas of btrfs (Linux has them since 6.7)".to_owned()
+                }
+                _ => reason.to_string(),
+            };
+            format!("Nothing bounds what containers and volumes hold: {why}.")
+        });
+        Ok(Quotas { groups, ..quotas })
+    }
+
+    fn begin(&self) -> io::Result<PathBuf> {
+        quota::enable(&self.root)?;
+        quota::create_group(&self.root, ALL)?;
+        self.bound()?;
+        let uuid = mkfs::uuid_text(&devices::filesystem(&self.root)?.fsid);
+        Ok(PathBuf::from(format!("/sys/fs/btrfs/{uuid}/qgroups")))
+    }
+
+    /// The sentence that says why there are no quotas, where there are none.
+    pub(crate) fn missing(&self) -> Option<&str> {
+        self.groups.as_ref().err().map(String::as_str)
+    }
+
+    /// Bounds all subvolumes together, by the pool's size as it is now.
+    pub(crate) fn bound_all(&self) -> Result<()> {
+        match &self.groups {
+            Ok(_) => self.bound().during("bound the pool's content by its size"),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn bound(&self) -> io::Result<()> {
+        let stat = rustix::fs::fstatvfs(&self.root)?;
+        let size = stat.f_blocks * stat.f_frsize;
+        let spaces = devices::spaces(&self.root)?;
+        // The file system's own records, as large as they are on the disk.
+        let records = spaces.iter().filter(|space| space.kind & group::DATA == 0);
+        let copies = |kind: u64| if kind & group::DUP == 0 { 1 } else { 2 };
+        let records: u64 = records.map(|space| space.total * copies(space.kind)).sum();
+        let reserve = (size / RESERVE_PART).clamp(LEAST_RESERVE, MOST_RESERVE);
+        quota::set_limit(&self.root, ALL, Some(size.saturating_sub(records + reserve)))
+    }
+
+    /// Checks a limit that somebody asks for.
+    ///
+    /// # Errors
+    /// There are no quotas, or nothing fits in.
+    pub(crate) fn check(&self, limit: Option<u64>) -> Result<()> {
+        match (limit, &self.groups) {
+            (Some(_), Err(why)) => Err(Error::NoQuotas { why: why.clone() }),
+            (Some(limit), Ok(_)) if limit < LEAST_LIMIT => Err(Error::LimitTooSmall { limit }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes an empty subvolume. The limit does not hold for subvolumes in it.
+    pub(crate) fn create(&self, dir: &OwnedFd, name: &str, limit: Option<u64>) -> io::Result<()> {
+        match self.groups {
+            Ok(_) => quota::create_subvolume(dir, name, Membership { group: ALL, limit }),
+            Err(_) => btrfs::create_subvolume(dir, name),
+        }
+    }
+
+    pub(crate) fn snapshot(&self, source: &OwnedFd, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        let membership = Membership {
+            group: ALL,
+            limit: None,
+        };
+        match self.groups {
+            Ok(_) => quota::snapshot(source, dir, name, membership),
+            Err(_) => btrfs::snapshot(source, dir, name),
+        }
+    }
+
+    /// Makes an empty subvolume in which zones may make more: the limit holds for all of them, because
+    /// a new subvolume counts for the groups of the one in which it is made.
+    pub(crate) fn create_volume(&self, dir: &OwnedFd, name: &str, limit: Option<u64>) -> io::Result<()> {
+        if limit.is_none() || self.groups.is_err() {
+            return self.create(dir, name, None);
+        }
+        btrfs::create_subvolume(dir, name)?;
+        let id = quota::subvolume_id(folder::open(dir, name)?)?;
+        quota::create_group(&self.root, volume(id))?;
+        quota::set_limit(&self.root, volume(id), limit)?;
+        quota::assign(&self.root, volume(id), ALL)?;
+        quota::assign(&self.root, Group::of(id), volume(id))
+    }
+
+    /// Removes a volume's subvolume, which has no others in it, and its group.
+    pub(crate) fn remove_volume(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        let id = quota::subvolume_id(folder::open(dir, name)?)?;
+        btrfs::destroy_subvolume(dir, name)?;
+        if self
+            .groups
+            .as_ref()
+            .is_ok_and(|groups| shown(groups, volume(id)).exists())
+        {
+            // What cannot be removed now is removed when the store is opened.
+            let _ = quota::release(&self.root, Group::of(id), volume(id))
+                .and_then(|()| quota::remove_group(&self.root, volume(id)));
+        }
+        Ok(())
+    }
+
+    /// Takes a subvolume out of all groups: what is removed must not need room for that.
+    pub(crate) fn unbind(&self, subvolume: &OwnedFd) -> io::Result<()> {
+        if self.groups.is_err() {
+            return Ok(());
+        }
+        let id = quota::subvolume_id(subvolume)?;
+        for group in [ALL, volume(id)] {
+            match quota::release(&self.root, Group::of(id), group) {
+                Err(reason) if reason.kind() == io::ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `work` on a subvolume that may meanwhile hold a little more than its limit, as may all.
+    /// Nobody else writes to it; the caller sees to it that this is done once at a time.
+    pub(crate) fn with_slack<T>(&self, subvolume: &OwnedFd, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Ok(groups) = &self.groups else {
+            return work();
+        };
+        let what = "widen the limit of a root";
+        let own = Group::of(quota::subvolume_id(subvolume).during(what)?);
+        let mut limits = Vec::new();
+        for group in [own, ALL] {
+            if let Some(limit) = limit(groups, group).during(what)? {
+                limits.push((group, limit));
+            }
+        }
+        let set = |slack: u64| {
+            limits.iter().try_for_each(|(group, limit)| {
+                quota::set_limit(&self.root, *group, Some(limit.saturating_add(slack)))
+            })
+        };
+        let done = set(SLACK).during(what).and_then(|()| work());
+        set(0).during("restore the limit of a root")?;
+        done
+    }
+
+    /// What a subvolume holds, or a volume with all that was made in it; none without quotas.
+    pub(crate) fn held(&self, subvolume: &OwnedFd) -> io::Result<Option<Held>> {
+        let Ok(groups) = &self.groups else {
+            return Ok(None);
+        };
+        let id = quota::subvolume_id(subvolume)?;
+        let mut group = volume(id);
+        if !shown(groups, group).exists() {
+            group = Group::of(id);
+        }
+        let written = number(groups, group, "referenced")?;
+        Ok(Some(Held {
+            used: written.saturating_add(number(groups, group, "rsv_data")?),
+            limit: limit(groups, group)?,
+        }))
+    }
+
+    /// Removes the groups whose subvolumes are gone.
+    pub(crate) fn sweep(&self) -> Result<()> {
+        let Ok(groups) = &self.groups else {
+            return Ok(());
+        };
+        let what = "remove the quota groups of what is gone";
+        for entry in std::fs::read_dir(groups).during(what)? {
+            let name = entry.during(what)?.file_name();
+            let Some(group) = name.to_str().and_then(group_of_folder) else {
+                continue;
+            };
+            if group == ALL || quota::subvolume_exists(&self.root, group.number).during(what)? {
+                continue;
+            }
+            match quota::remove_group(&self.root, group) {
+                // Some of it is still there: in a snapshot, or the kernel has not come to it.
+                Err(reason) if reason.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {}
+                Err(reason) if reason.kind() == io::ErrorKind::NotFound => {}
+                other => other.during(what)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+const fn volume(id: u64) -> Group {
+    Group {
+        level: VOLUME,
+        number: id,
+    }
+}
+
+fn shown(groups: &Path, group: Group) -> PathBuf {
+    groups.join(format!("{}_{}", group.level, group.number))
+}
+
+/// What the kernel shows of a group.
+fn number(groups: &Path, group: Group, name: &str) -> io::Result<u64> {
+    let text = std::fs::read_to_string(shown(groups, group).join(name))?;
+    text.trim()
+        .parse()
+        .map_err(|_| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+fn limit(groups: &Path, group: Group) -> io::Result<Option<u64>> {
+    let limit = number(groups, group, "max_referenced")?;
+    // Never set, and set to none.
+    Ok((limit != 0 && limit != u64::MAX).then_some(limit))
+}
+
+/// Reads the name of a group's folder.
+fn group_of_folder(name: &str) -> Option<Group> {
+    let (level, number) = name.split_once('_')?;
+    Some(Group {
+        level: level.parse().ok()?,
+        number: number.parse().ok()?,
+    })
+}
