@@ -159,6 +159,7 @@ fn backport(package: &str, into: &Path) -> anyhow::Result<()> {
     .into_iter()
     .flat_map(|option| ["-o".to_owned(), option])
     .collect();
+    let options = &options;
     for verb in [&["update"][..], &["download", package]] {
         cmd!(shell, "apt-get {options...} {verb...}")
             .quiet()

@@ -150,3 +150,37 @@ fn limits_of_a_process_are_those_of_ulimit() {
     let refused = docker().fails("run --rm --ulimit nofile=99:77 busybox true");
     assert!(refused.contains("ulimit"), "{refused}");
 }
+
+#[test]
+fn what_a_container_changes_is_bounded_as_asked_and_so_is_a_volume() {
+    let write = |options: &str, path: &str| {
+        let script = format!("dd if=/dev/zero of={path} bs=1M count=40 2>&1; sync");
+        docker().ok(&format!("run --rm {options} busybox sh -c '{script}'"))
+    };
+    let refused = "quota exceeded";
+    assert!(write("--storage-opt size=20m", "/f").contains(refused));
+    assert!(!write("--storage-opt size=80m", "/f").contains(refused));
+    assert!(!write("", "/f").contains(refused));
+    docker().ok("volume create --opt size=20m small");
+    assert!(write("-v small:/v", "/v/f").contains(refused));
+    // The volume is full, not its container.
+    assert!(!write("-v small:/v", "/f").contains(refused));
+    docker().ok("volume rm small");
+    // The bound stays with the container.
+    docker().ok("create --name bounded --storage-opt size=20m busybox sh -c 'dd if=/dev/zero of=/f bs=1M count=40 2>&1; sync'");
+    let told = docker().ok("inspect -f '{{.HostConfig.StorageOpt}}' bounded");
+    assert_eq!(told, "map[size:20m]");
+    for _ in 0..2 {
+        assert!(
+            docker()
+                .outcome_of("start -a bounded", b"")
+                .stdout
+                .contains(refused)
+        );
+    }
+    docker().ok("rm bounded");
+    let said = docker().fails("create --storage-opt size=much busybox true");
+    assert!(said.contains("invalid size: 'much'"), "{said}");
+    let said = docker().fails("create --storage-opt size=1k busybox true");
+    assert!(said.contains("too small"), "{said}");
+}

@@ -475,7 +475,32 @@ fn a_zone_that_takes_all_it_can_get_does_not_stop_its_neighbour() {
         docker.ok("rm -f noise");
         assert_eq!(told(), before, "{what}");
     }
-    // A pool has no shares yet; the machine goes on, says so, and has its room back with the container.
+    // One with a bound of its own fills that, and nobody else's room.
+    let alone = progress(&machine);
+    let fill = "dd if=/dev/zero of=/fill bs=1M 2>&1; echo full; while :; do echo more >> /fill; done";
+    docker.ok(&format!(
+        "run -d --name bounded --storage-opt size=48m busybox sh -c '{fill}'"
+    ));
+    let bounded = docker.follow("logs -f bounded");
+    bounded.expect("full");
+    assert!(
+        bounded.so_far().contains("quota exceeded"),
+        "{}",
+        bounded.so_far()
+    );
+    assert!(progress(&machine) >= alone * LEAST);
+    let wrote = docker.ok(
+        "exec neighbour sh -c 'dd if=/dev/zero of=/own bs=1M count=100 2>/dev/null && wc -c < /own; rm /own'",
+    );
+    assert_eq!(wrote, (100 << 20).to_string());
+    assert!(
+        !docker
+            .ok("info --format '{{json .Warnings}}'")
+            .contains("nearly full")
+    );
+    docker.ok("rm -f bounded");
+    // One without may have the whole pool; the machine goes on, says so, and has its room back with the
+    // container.
     let alone = progress(&machine);
     docker.ok(
         "run -d --name filler busybox sh -c 'dd if=/dev/zero of=/fill bs=1M; sync; echo full; sleep 1000'",

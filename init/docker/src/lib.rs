@@ -23,6 +23,7 @@ mod serve;
 mod streams;
 mod system;
 pub mod tls;
+mod units;
 pub mod upgrade;
 mod upgraded;
 mod usage;

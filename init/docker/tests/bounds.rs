@@ -79,9 +79,9 @@ fn a_stop_or_a_forced_removal_ends_a_container_between_two_starts() {
 #[test]
 fn what_is_asked_for_beyond_what_is_done_is_refused_and_the_default_by_another_name_is_not() {
     with_machine(|machine| {
-        let quota = ["run", "--rm", "--storage-opt", "size=1G", "busybox", "true"];
-        let (code, text) = machine.fails(&quota);
-        assert!(code == 125 && text.contains("StorageOpt"), "{code} {text}");
+        let parent = ["run", "--rm", "--cgroup-parent", "/other", "busybox", "true"];
+        let (code, text) = machine.fails(&parent);
+        assert!(code == 125 && text.contains("CgroupParent"), "{code} {text}");
         machine.out(&["run", "--rm", "--no-healthcheck", "busybox", "true"]);
         machine.out(&[
             "run",

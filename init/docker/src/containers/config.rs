@@ -12,6 +12,7 @@ use super::devices::DeviceMapping;
 use super::log_driver::LogConfig;
 use super::mounts::request::MountRequest;
 use crate::http::{ApiError, Result};
+use crate::units;
 
 /// Null means the default, as in Go.
 pub(crate) fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
@@ -176,6 +177,8 @@ pub(crate) struct HostConfig {
     #[serde(deserialize_with = "nullable", skip_serializing_if = "Vec::is_empty")]
     pub(crate) mounts: Vec<MountRequest>,
     pub(crate) volumes_from: Option<Vec<String>>,
+    #[serde(deserialize_with = "nullable", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) storage_opt: BTreeMap<String, String>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) volume_driver: String,
     pub(crate) devices: Option<Vec<DeviceMapping>>,
@@ -453,10 +456,23 @@ fn check_host(host: &HostConfig) -> Result<()> {
             "can't create 'AutoRemove' container with restart policy",
         ));
     }
+    host.storage_limit()?;
     if host.shm_size < 0 {
         return Err(ApiError::bad_request("SHM size can not be less than 0"));
     }
     Ok(())
+}
+
+impl HostConfig {
+    /// Bytes that what the container changes may take; everything where nothing is said.
+    pub(crate) fn storage_limit(&self) -> Result<Option<u64>> {
+        if let Some(other) = self.storage_opt.keys().find(|key| *key != "size") {
+            return Err(ApiError::bad_request(format!("Unknown option {other}")));
+        }
+        let wrong = |text: &String| ApiError::bad_request(format!("invalid size: '{text}'"));
+        let limit = |text: &String| units::bytes(text, 1024).ok_or_else(|| wrong(text));
+        self.storage_opt.get("size").map(limit).transpose()
+    }
 }
 
 impl RestartPolicy {

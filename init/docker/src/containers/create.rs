@@ -132,7 +132,8 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
 }
 
 fn place(store: &Store, container: &Container, image: &Image) -> Result<()> {
-    store.create_root(&container.id, &image.id, None)?;
+    let limit = container.lock().host.storage_limit()?;
+    store.create_root(&container.id, &image.id, limit)?;
     let filled = mounts::fill(store, &container.record(), &image.id);
     filled.and_then(|()| Ok(container.save(store)?)).inspect_err(|_| {
         // What is left of it is collected with the store's next opening.

@@ -13,6 +13,7 @@ use super::config::nullable;
 use super::container::Record;
 use crate::http::{ApiError, Result};
 use crate::images::short;
+use crate::units;
 
 /// What `local` keeps unless it is told: five files of 20 MiB.
 const LOCAL: Limits = Limits {
@@ -247,28 +248,13 @@ fn escape(text: &str) -> String {
     escaped
 }
 
-/// Bytes of `10k`, `1.5m`, `2GB`: powers of a thousand, as Docker reads this option.
+/// An amount of bytes; Docker reads this option's units as powers of a thousand.
 fn size(text: &str) -> Result<u64> {
-    let invalid = || wrong(format!("invalid size: '{text}'"));
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| invalid())?;
-    let factor = match unit.trim_start_matches(' ').to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kb" | "kib" => 1e3,
-        "m" | "mb" | "mib" => 1e6,
-        "g" | "gb" | "gib" => 1e9,
-        "t" | "tb" | "tib" => 1e12,
-        "p" | "pb" | "pib" => 1e15,
-        _ => return Err(invalid()),
-    };
-    let bytes = (number * factor) as u64;
-    if bytes == 0 {
-        return Err(wrong("max-size must be a positive number".to_owned()));
+    match units::bytes(text, 1000) {
+        None => Err(wrong(format!("invalid size: '{text}'"))),
+        Some(0) => Err(wrong("max-size must be a positive number".to_owned())),
+        Some(bytes) => Ok(bytes),
     }
-    Ok(bytes)
 }
 
 fn wrong(message: String) -> ApiError {

@@ -269,7 +269,7 @@ pub(super) fn mount(
     match store.mount_root(&record.id, namespace) {
         Err(StoreError::NoSuchRoot { .. }) => {
             let image: ImageId = image_id(store, record)?;
-            store.create_root(&record.id, &image, None)?;
+            store.create_root(&record.id, &image, record.host.storage_limit()?)?;
             Ok(store.mount_root(&record.id, namespace)?)
         }
         mounted => Ok(mounted?),

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 
 use crate::containers::mounts::{Tmpfs, parse_tmpfs};
 use crate::http::{ApiError, Result};
+use crate::units;
 
 /// Where what is in a volume lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Backing {
-    Pool,
+    /// In the pool, of which it may have so many bytes.
+    Pool { limit: Option<u64> },
     /// A path in the node's own tree.
-    Host {
-        path: String,
-        read_only: bool,
-    },
+    Host { path: String, read_only: bool },
     /// In memory, while some container uses it.
     Tmpfs(Tmpfs),
 }
@@ -21,20 +20,24 @@ pub(crate) enum Backing {
 /// Reads the options `type`, `device` and `o`, as `mount(8)` takes them.
 pub(crate) fn backing(name: &str, options: &BTreeMap<String, String>) -> Result<Backing> {
     if options.is_empty() {
-        return Ok(Backing::Pool);
+        return Ok(Backing::Pool { limit: None });
     }
     let get = |key: &str| options.get(key).map(String::as_str).unwrap_or_default();
     let wrong = |why: String| ApiError::bad_request(format!("create {name}: {why}"));
     for key in options.keys() {
         match key.as_str() {
-            "type" | "device" | "o" => {}
-            "size" => {
-                return Err(ApiError::not_implemented(
-                    "Monobloc does not limit the size of a volume yet; leave the option \"size\" out.",
-                ));
-            }
+            "type" | "device" | "o" | "size" => {}
             other => return Err(wrong(format!("invalid option: \"{other}\""))),
         }
+    }
+    if let Some(size) = options.get("size") {
+        if options.len() > 1 {
+            return Err(wrong(
+                "the option \"size\" is for a volume in the pool, without others".to_owned(),
+            ));
+        }
+        let limit = units::bytes(size, 1024).ok_or_else(|| wrong(format!("invalid size: '{size}'")))?;
+        return Ok(Backing::Pool { limit: Some(limit) });
     }
     for key in ["type", "device"] {
         if get(key).is_empty() {
@@ -52,6 +55,14 @@ pub(crate) fn backing(name: &str, options: &BTreeMap<String, String>) -> Result<
             "Monobloc does not mount volumes of the type {other:?} yet; tmpfs, and none with the option bind, are what there is."
         ))),
     }
+}
+
+/// Bytes that a volume with these options may have of the pool.
+pub(crate) fn limit(name: &str, options: &BTreeMap<String, String>) -> Result<Option<u64>> {
+    Ok(match backing(name, options)? {
+        Backing::Pool { limit } => limit,
+        Backing::Host { .. } | Backing::Tmpfs(_) => None,
+    })
 }
 
 fn host(device: &str, words: &str) -> Result<Backing, String> {
@@ -89,7 +100,9 @@ mod tests {
 
     #[test]
     fn a_volume_is_in_the_pool_the_nodes_tree_or_memory() {
-        assert_eq!(read(&[]).unwrap(), Backing::Pool);
+        assert_eq!(read(&[]).unwrap(), Backing::Pool { limit: None });
+        let limit = Some(10 << 20);
+        assert_eq!(read(&[("size", "10m")]).unwrap(), Backing::Pool { limit });
         let path = "/srv/x".to_owned();
         assert_eq!(
             read(&[("type", "none"), ("device", "/srv/x"), ("o", "bind,ro")]).unwrap(),
@@ -109,7 +122,8 @@ mod tests {
             (&[("type", "tmpfs")], "missing required option: \"device\""),
             (&[("o", "bind")], "missing required option: \"type\""),
             (&[("type", "nfs"), ("device", ":/x")], "of the type \"nfs\""),
-            (&[("size", "1g")], "does not limit the size"),
+            (&[("size", "much")], "invalid size: 'much'"),
+            (&[("size", "1g"), ("o", "uid=7")], "without others"),
             (&[("type", "none"), ("device", "/x")], "needs the option bind"),
             (
                 &[("type", "none"), ("device", "x"), ("o", "bind")],

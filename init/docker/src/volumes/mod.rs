@@ -122,7 +122,7 @@ pub(crate) async fn make(
         Ok(known) => Ok((known, false)),
         Err(error) if error.status == hyper::StatusCode::NOT_FOUND => {
             // The record last: what has one has content.
-            store.create_volume(&volume.name, None)?;
+            store.create_volume(&volume.name, local::limit(&volume.name, &volume.options)?)?;
             states(&store)?.write(&volume.name, &volume)?;
             Ok((volume, true))
         }
@@ -148,12 +148,14 @@ pub(crate) fn ready<T>(
             path: device,
             read_only,
         } => with(Place::Host(&format!("{device}/{path}")), read_only),
-        other => {
-            // One that a power cut has taken is made anew: nothing in it had been flushed.
+        // One that a power cut has taken is made anew: nothing in it had been flushed.
+        Backing::Pool { limit } => {
+            store.create_volume(name, limit)?;
+            with(Place::Volume { name, path }, false)
+        }
+        Backing::Tmpfs(tmpfs) => {
             store.create_volume(name, None)?;
-            if let Backing::Tmpfs(tmpfs) = other {
-                store.cover_volume(name, &tmpfs.options, tmpfs.attributes)?;
-            }
+            store.cover_volume(name, &tmpfs.options, tmpfs.attributes)?;
             with(Place::Volume { name, path }, false)
         }
     }
@@ -163,7 +165,7 @@ pub(crate) fn ready<T>(
 pub(crate) fn backing_of(store: &Store, name: &str) -> Result<Backing> {
     match read(store, name) {
         Ok(volume) => local::backing(name, &volume.options),
-        Err(error) if error.status == hyper::StatusCode::NOT_FOUND => Ok(Backing::Pool),
+        Err(error) if error.status == hyper::StatusCode::NOT_FOUND => Ok(Backing::Pool { limit: None }),
         Err(error) => Err(error),
     }
 }
