@@ -171,12 +171,8 @@ fn what_a_container_changes_is_bounded_as_asked_and_so_is_a_volume() {
     let told = docker().ok("inspect -f '{{.HostConfig.StorageOpt}}' bounded");
     assert_eq!(told, "map[size:20m]");
     for _ in 0..2 {
-        assert!(
-            docker()
-                .outcome_of("start -a bounded", b"")
-                .stdout
-                .contains(refused)
-        );
+        let said = docker().outcome_of("start -a bounded", b"");
+        assert!(said.stdout.contains(refused), "{said}");
     }
     docker().ok("rm bounded");
     let said = docker().fails("create --storage-opt size=much busybox true");

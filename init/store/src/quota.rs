@@ -205,6 +205,16 @@ impl Quotas {
         done
     }
 
+    /// Sets the limit of a root, with or without the slack.
+    pub(crate) fn limit_root(&self, subvolume: &OwnedFd, limit: u64, room: bool) -> io::Result<()> {
+        if self.groups.is_err() {
+            return Ok(());
+        }
+        let own = Group::of(quota::subvolume_id(subvolume)?);
+        let slack = if room { SLACK } else { 0 };
+        quota::set_limit(&self.root, own, Some(limit.saturating_add(slack)))
+    }
+
     /// What a subvolume holds, or a volume with all that was made in it; none without quotas.
     pub(crate) fn held(&self, subvolume: &OwnedFd) -> io::Result<Option<Held>> {
         let Ok(groups) = &self.groups else {

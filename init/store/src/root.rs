@@ -203,6 +203,15 @@ impl Store {
         Ok(())
     }
 
+    /// Bounds what a zone's root may hold, which has a limit; `room` has it hold a little more, for what
+    /// the zone's start needs however full it is.
+    pub fn limit_root(&self, zone: &str, limit: u64, room: bool) -> Result<()> {
+        check_name(zone)?;
+        let what = || format!("set the limit of the root of zone {zone}");
+        let root = folder::open(&self.roots, zone).during(what())?;
+        self.quotas.limit_root(&root, limit, room).during(what())
+    }
+
     /// What a zone's root holds by the file system's own count, and its limit; none without quotas.
     ///
     /// # Errors
@@ -212,6 +221,10 @@ impl Store {
         let what = || format!("measure the root of zone {zone}");
         let root = folder::open(&self.roots, zone).during(what())?;
         self.quotas.held(&root).during(what())
+    }
+
+    pub fn has_root(&self, zone: &str) -> bool {
+        self.index().roots.contains_key(zone)
     }
 
     /// Zones that have a root, with the images of these.

@@ -19,7 +19,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio_util::io::SyncIoBridge;
 
 use super::container::Container;
-use super::{mounts, run};
+use super::{mounts, root};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, blocking, channel, empty, ok};
 use crate::users::Databases;
@@ -57,7 +57,7 @@ async fn open(engine: &Arc<Engine>, container: &Arc<Container>, path: &str) -> R
         let (root, path, unnamed) = match mounted {
             Some((mount, rest)) if rest.trim_matches('/').is_empty() => (mount, "/".to_owned(), true),
             Some((mount, rest)) => (mount, rest, false),
-            None => (run::mount(&store, &record, namespace.as_fd())?, path, false),
+            None => (root::mount(&store, &record, namespace.as_fd())?, path, false),
         };
         Ok::<_, ApiError>(Opened {
             tree: ZoneFiles::new(root, record.first_id),

@@ -4,7 +4,8 @@
 //! - [`container`], [`registry`]: one, and all of them
 //! - [`spec`]: from the record to what `zones` runs
 //! - [`mounts`], [`devices`]: what of the machine and of the pool is put into one
-//! - [`create`], [`run`], [`ending`]: making; starting and what follows; stopping, killing, removing
+//! - [`create`], [`root`], [`run`], [`ending`]: making; its root; starting and what follows; stopping,
+//!   killing, removing
 //! - [`show`], [`logs`], [`attach`], [`files`], [`control`]: the endpoints
 
 mod attach;
@@ -27,6 +28,7 @@ mod names;
 mod pause;
 mod registry;
 mod revive;
+mod root;
 mod run;
 mod show;
 pub(crate) mod spec;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use network::Network;
-use store::{Error as StoreError, ImageId, Store};
+use store::Store;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use zones::log::{Life as LogLife, Writer};
@@ -19,7 +19,7 @@ use super::config::Wanted;
 use super::container::{Container, NEVER, Record, Status, log_path, save};
 use super::ending::{SIGKILL, remove_in_turn};
 use super::modes::{self, Resolved};
-use super::{devices, health, mounts, registry, spec};
+use super::{devices, health, mounts, registry, root, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
 use crate::streams::Ends;
@@ -68,6 +68,7 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
         }
         Err(error) => Err(error.into()),
     };
+    root::narrow(container, store).await;
     match launched {
         Ok(running) => {
             // A rename may have come meanwhile.
@@ -237,7 +238,7 @@ async fn prepare(
         let namespace = container.user_namespace_for(record.ids());
         let namespace = namespace
             .map_err(|error| ApiError::internal(format!("Cannot make a user namespace: {error}.")))?;
-        let root = mount(&store, &record, namespace.as_fd())?;
+        let root = root::mount_to_start(&store, &record, namespace.as_fd())?;
         let user = Databases::read(root.as_fd()).find(&record.config.user, &record.host.group_add)?;
         let (devices, mut mounts) = devices::attach(&store, &record.host, namespace.as_fd())?;
         mounts.extend(mounts::attach(&store, &record, root.as_fd(), namespace.as_fd())?);
@@ -258,26 +259,6 @@ async fn prepare(
         Ok::<_, ApiError>((root, spec::zone(&record, now)?))
     })
     .await
-}
-
-/// A root that a power cut has taken is made anew: nothing in it had been flushed.
-pub(super) fn mount(
-    store: &Store,
-    record: &Record,
-    namespace: std::os::fd::BorrowedFd<'_>,
-) -> Result<OwnedFd> {
-    match store.mount_root(&record.id, namespace) {
-        Err(StoreError::NoSuchRoot { .. }) => {
-            let image: ImageId = image_id(store, record)?;
-            store.create_root(&record.id, &image, record.host.storage_limit()?)?;
-            Ok(store.mount_root(&record.id, namespace)?)
-        }
-        mounted => Ok(mounted?),
-    }
-}
-
-fn image_id(store: &Store, record: &Record) -> Result<ImageId> {
-    Ok(store.resolve(&record.image)?.id)
 }
 
 /// Each id range has an address of its own, so that it is known before the zone is there.
@@ -553,6 +534,9 @@ pub(crate) fn adopt(
     let log = open_log(store, container, LogLife::Continued, turn)?;
     let ends = container.streams.open(stdio, &engine.zones, &container.id);
     let ends = ends.map_err(unheard)?;
+    let (owned, kept) = (container.clone(), store.clone());
+    // The predecessor may have died before it did.
+    tokio::spawn(async move { root::narrow(&owned, &kept).await });
     watch_over(engine, container, store, Running { process, ends, log });
     Ok(())
 }
