@@ -43,7 +43,7 @@ impl Store {
         }
         let name = self.serial_name("moment");
         let source = folder::open(&self.roots, zone).during(what())?;
-        self.quotas.snapshot(&source, &self.tmp, &name).during(what())?;
+        btrfs::snapshot(&source, &self.tmp, &name).during(what())?;
         Ok(Moment {
             store: self,
             name,

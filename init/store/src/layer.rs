@@ -141,7 +141,7 @@ impl Store {
                 if empty { template } else { tree }
             }
         };
-        self.quotas.snapshot(&source, &self.tmp, name).during(what)?;
+        btrfs::snapshot(&source, &self.tmp, name).during(what)?;
         open(&self.tmp, name).during(what)
     }
 

@@ -1,12 +1,10 @@
 //! Bounds on what is held: quota groups of the pool's file system (`sys::btrfs_quota`).
 //!
 //! ```text
-//! 2/1    every subvolume: the whole pool but the state, bounded a little below the pool's size
 //! 1/ID   a volume with a limit, and the subvolumes that zones make in it
 //! 0/ID   each subvolume; a zone's root has its limit here
 //! ```
-//! The kernel refuses what goes over a bound to whoever writes it, and to nobody else. The bound on
-//! `2/1` keeps room for the state, so that a full pool can still be tidied up.
+//! The kernel refuses what goes over a bound to whoever writes it, and to nobody else.
 //!
 //! A group goes with its subvolume, but not before the last extent that was written in it, which a
 //! snapshot of it may still have: what is left then is removed when the store is opened.
@@ -17,23 +15,17 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use sys::btrfs;
-use sys::btrfs_devices::{self as devices, group};
-use sys::btrfs_quota::{self as quota, Group, Membership};
+use sys::btrfs_devices as devices;
+use sys::btrfs_quota::{self as quota, Group};
 
 use crate::error::{During, Error, Result};
 use crate::folder;
 use crate::mkfs;
 
-const ALL: Group = Group { level: 2, number: 1 };
 /// Level of the groups of volumes.
 const VOLUME: u16 = 1;
 /// What overlayfs needs to begin, whatever a root holds.
 const SLACK: u64 = 8 << 20;
-/// Part of the pool that is kept for the state, and its bounds.
-const RESERVE_PART: u64 = 32;
-const LEAST_RESERVE: u64 = 8 << 20;
-const MOST_RESERVE: u64 = 1 << 30;
-
 /// The least limit: the file system's own records of an empty root or volume fit in.
 pub const LEAST_LIMIT: u64 = 1 << 20;
 
@@ -74,8 +66,6 @@ impl Quotas {
 
     fn begin(&self) -> io::Result<PathBuf> {
         quota::enable(&self.root)?;
-        quota::create_group(&self.root, ALL)?;
-        self.bound()?;
         let uuid = mkfs::uuid_text(&devices::filesystem(&self.root)?.fsid);
         Ok(PathBuf::from(format!("/sys/fs/btrfs/{uuid}/qgroups")))
     }
@@ -83,26 +73,6 @@ impl Quotas {
     /// The sentence that says why there are no quotas, where there are none.
     pub(crate) fn missing(&self) -> Option<&str> {
         self.groups.as_ref().err().map(String::as_str)
-    }
-
-    /// Bounds all subvolumes together, by the pool's size as it is now.
-    pub(crate) fn bound_all(&self) -> Result<()> {
-        match &self.groups {
-            Ok(_) => self.bound().during("bound the pool's content by its size"),
-            Err(_) => Ok(()),
-        }
-    }
-
-    fn bound(&self) -> io::Result<()> {
-        let stat = rustix::fs::fstatvfs(&self.root)?;
-        let size = stat.f_blocks * stat.f_frsize;
-        let spaces = devices::spaces(&self.root)?;
-        // The file system's own records, as large as they are on the disk.
-        let records = spaces.iter().filter(|space| space.kind & group::DATA == 0);
-        let copies = |kind: u64| if kind & group::DUP == 0 { 1 } else { 2 };
-        let records: u64 = records.map(|space| space.total * copies(space.kind)).sum();
-        let reserve = (size / RESERVE_PART).clamp(LEAST_RESERVE, MOST_RESERVE);
-        quota::set_limit(&self.root, ALL, Some(size.saturating_sub(records + reserve)))
     }
 
     /// Checks a limit that somebody asks for.
@@ -119,21 +89,12 @@ impl Quotas {
 
     /// Makes an empty subvolume. The limit does not hold for subvolumes in it.
     pub(crate) fn create(&self, dir: &OwnedFd, name: &str, limit: Option<u64>) -> io::Result<()> {
-        match self.groups {
-            Ok(_) => quota::create_subvolume(dir, name, Membership { group: ALL, limit }),
-            Err(_) => btrfs::create_subvolume(dir, name),
+        btrfs::create_subvolume(dir, name)?;
+        if limit.is_none() || self.groups.is_err() {
+            return Ok(());
         }
-    }
-
-    pub(crate) fn snapshot(&self, source: &OwnedFd, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        let membership = Membership {
-            group: ALL,
-            limit: None,
-        };
-        match self.groups {
-            Ok(_) => quota::snapshot(source, dir, name, membership),
-            Err(_) => btrfs::snapshot(source, dir, name),
-        }
+        let id = quota::subvolume_id(folder::open(dir, name)?)?;
+        quota::set_limit(&self.root, Group::of(id), limit)
     }
 
     /// Makes an empty subvolume in which zones may make more: the limit holds for all of them, because
@@ -146,7 +107,6 @@ impl Quotas {
         let id = quota::subvolume_id(folder::open(dir, name)?)?;
         quota::create_group(&self.root, volume(id))?;
         quota::set_limit(&self.root, volume(id), limit)?;
-        quota::assign(&self.root, volume(id), ALL)?;
         quota::assign(&self.root, Group::of(id), volume(id))
     }
 
@@ -166,42 +126,32 @@ impl Quotas {
         Ok(())
     }
 
-    /// Takes a subvolume out of all groups: what is removed must not need room for that.
+    /// Takes a subvolume out of its volume's group: what is removed must not need room for that.
     pub(crate) fn unbind(&self, subvolume: &OwnedFd) -> io::Result<()> {
         if self.groups.is_err() {
             return Ok(());
         }
         let id = quota::subvolume_id(subvolume)?;
-        for group in [ALL, volume(id)] {
-            match quota::release(&self.root, Group::of(id), group) {
-                Err(reason) if reason.kind() == io::ErrorKind::NotFound => {}
-                other => other?,
-            }
+        match quota::release(&self.root, Group::of(id), volume(id)) {
+            Err(reason) if reason.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
         }
-        Ok(())
     }
 
-    /// Runs `work` on a subvolume that may meanwhile hold a little more than its limit, as may all.
-    /// Nobody else writes to it; the caller sees to it that this is done once at a time.
-    pub(crate) fn with_slack<T>(&self, subvolume: &OwnedFd, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let Ok(groups) = &self.groups else {
+    /// Runs `work` on a root that may meanwhile hold a little more than its limit. Nobody else writes to it;
+    /// the caller sees to it that this is done once at a time.
+    pub(crate) fn with_slack<T>(&self, root: &OwnedFd, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let what = "widen the limit of a root";
+        let Some(Held {
+            limit: Some(limit), ..
+        }) = self.held(root).during(what)?
+        else {
             return work();
         };
-        let what = "widen the limit of a root";
-        let own = Group::of(quota::subvolume_id(subvolume).during(what)?);
-        let mut limits = Vec::new();
-        for group in [own, ALL] {
-            if let Some(limit) = limit(groups, group).during(what)? {
-                limits.push((group, limit));
-            }
-        }
-        let set = |slack: u64| {
-            limits.iter().try_for_each(|(group, limit)| {
-                quota::set_limit(&self.root, *group, Some(limit.saturating_add(slack)))
-            })
-        };
-        let done = set(SLACK).during(what).and_then(|()| work());
-        set(0).during("restore the limit of a root")?;
+        self.limit_root(root, limit, true).during(what)?;
+        let done = work();
+        self.limit_root(root, limit, false)
+            .during("restore the limit of a root")?;
         done
     }
 
@@ -243,7 +193,7 @@ impl Quotas {
             let Some(group) = name.to_str().and_then(group_of_folder) else {
                 continue;
             };
-            if group == ALL || quota::subvolume_exists(&self.root, group.number).during(what)? {
+            if quota::subvolume_exists(&self.root, group.number).during(what)? {
                 continue;
             }
             match quota::remove_group(&self.root, group) {

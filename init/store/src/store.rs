@@ -189,11 +189,6 @@ impl Store {
         self.quotas.missing()
     }
 
-    /// Bounds all that the pool holds by its size, which has changed.
-    pub fn bound(&self) -> Result<()> {
-        self.quotas.bound_all()
-    }
-
     pub fn usage(&self) -> Result<Usage> {
         let stat = rustix::fs::fstatvfs(&self.root).during("ask for the pool's free space")?;
         Ok(Usage {

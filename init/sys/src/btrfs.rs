@@ -23,24 +23,12 @@ pub(crate) struct VolArgs {
 
 /// `struct btrfs_ioctl_vol_args_v2`.
 #[repr(C)]
-pub(crate) struct VolArgsV2 {
+struct VolArgsV2 {
     fd: i64,
     transid: u64,
     flags: u64,
-    pub(crate) unused: [u64; 4],
-    pub(crate) name: [c_char; SUBVOL_NAME_MAX + 1],
-}
-
-impl VolArgsV2 {
-    pub(crate) fn new(fd: i64, flags: u64) -> Self {
-        VolArgsV2 {
-            fd,
-            transid: 0,
-            flags,
-            unused: [0; 4],
-            name: [0; SUBVOL_NAME_MAX + 1],
-        }
-    }
+    unused: [u64; 4],
+    name: [c_char; SUBVOL_NAME_MAX + 1],
 }
 
 const _: () = assert!(size_of::<VolArgs>() == 4096 && size_of::<VolArgsV2>() == 4096);
@@ -81,7 +69,13 @@ pub fn destroy_subvolume(dir: impl AsFd, name: &str) -> io::Result<()> {
 /// Makes a writable snapshot `name` in `dir` of the subvolume whose root is open as `source`.
 /// The kernel commits its transaction for it.
 pub fn snapshot(source: impl AsFd, dir: impl AsFd, name: &str) -> io::Result<()> {
-    let mut args = VolArgsV2::new(i64::from(source.as_fd().as_raw_fd()), 0);
+    let mut args = VolArgsV2 {
+        fd: i64::from(source.as_fd().as_raw_fd()),
+        transid: 0,
+        flags: 0,
+        unused: [0; 4],
+        name: [0; SUBVOL_NAME_MAX + 1],
+    };
     copy_name(name, &mut args.name)?;
     // SAFETY: the request takes a `btrfs_ioctl_vol_args_v2`, which `args` is (size asserted above);
     // the kernel reads it during the call only, and both descriptors are open.
@@ -139,7 +133,7 @@ fn component(name: &str) -> io::Result<&[u8]> {
 }
 
 /// One path component, NUL-terminated.
-pub(crate) fn copy_name(name: &str, into: &mut [c_char]) -> io::Result<()> {
+fn copy_name(name: &str, into: &mut [c_char]) -> io::Result<()> {
     fill(into, component(name)?)
 }
 

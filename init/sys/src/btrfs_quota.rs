@@ -8,17 +8,13 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use crate::btrfs::{VolArgsV2, both_request, check, copy_name, read_request, write_request};
+use crate::btrfs::{both_request, check, read_request, write_request};
 
 const LEVEL_SHIFT: u32 = 48;
 /// `BTRFS_QUOTA_CTL_ENABLE_SIMPLE_QUOTA`.
 const ENABLE_SIMPLE: u64 = 4;
 /// `BTRFS_QGROUP_LIMIT_MAX_RFER`.
 const LIMIT_MAX_RFER: u64 = 1;
-/// `BTRFS_SUBVOL_QGROUP_INHERIT`.
-const INHERIT: u64 = 1 << 2;
-/// `BTRFS_QGROUP_INHERIT_SET_LIMITS`.
-const INHERIT_LIMITS: u64 = 1;
 /// A limit that is none.
 const UNLIMITED: u64 = u64::MAX;
 /// Inode number of every subvolume's root (`BTRFS_FIRST_FREE_OBJECTID`).
@@ -62,16 +58,6 @@ struct LimitArgs {
     limit: Limit,
 }
 
-/// `struct btrfs_qgroup_inherit` with one group.
-#[repr(C)]
-struct InheritArgs {
-    flags: u64,
-    groups: u64,
-    copies: [u64; 2],
-    limit: Limit,
-    group: u64,
-}
-
 #[repr(C)]
 struct LookupArgs {
     tree: u64,
@@ -93,13 +79,11 @@ struct SearchArgs {
     found: [u8; 3992],
 }
 
-const _: () = assert!(size_of::<LimitArgs>() == 48 && size_of::<InheritArgs>() == 80);
+const _: () = assert!(size_of::<LimitArgs>() == 48);
 const _: () = assert!(size_of::<LookupArgs>() == 4096 && size_of::<SearchArgs>() == 4096);
 
 const TREE_SEARCH: libc::c_ulong = both_request(17, size_of::<SearchArgs>());
 const INO_LOOKUP: libc::c_ulong = both_request(18, size_of::<LookupArgs>());
-const SNAP_CREATE_V2: libc::c_ulong = write_request(23, size_of::<VolArgsV2>());
-const SUBVOL_CREATE_V2: libc::c_ulong = write_request(24, size_of::<VolArgsV2>());
 const QUOTA_CTL: libc::c_ulong = both_request(40, size_of::<ControlArgs>());
 const QGROUP_ASSIGN: libc::c_ulong = write_request(41, size_of::<AssignArgs>());
 const QGROUP_CREATE: libc::c_ulong = write_request(42, size_of::<CreateArgs>());
@@ -124,26 +108,6 @@ impl Group {
 
     const fn id(self) -> u64 {
         ((self.level as u64) << LEVEL_SHIFT) | (self.number & ((1 << LEVEL_SHIFT) - 1))
-    }
-}
-
-/// What a new subvolume is a member of, and what it may hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Membership {
-    pub group: Group,
-    /// Bytes.
-    pub limit: Option<u64>,
-}
-
-impl Membership {
-    fn args(self) -> InheritArgs {
-        InheritArgs {
-            flags: if self.limit.is_some() { INHERIT_LIMITS } else { 0 },
-            groups: 1,
-            copies: [0; 2],
-            limit: limit(self.limit),
-            group: self.group.id(),
-        }
     }
 }
 
@@ -266,39 +230,6 @@ pub fn subvolume_exists(any: impl AsFd, id: u64) -> io::Result<bool> {
     Ok(args.items > 0)
 }
 
-/// Creates an empty subvolume `name` in `dir` that is a member from its beginning.
-pub fn create_subvolume(dir: impl AsFd, name: &str, membership: Membership) -> io::Result<()> {
-    make(dir, SUBVOL_CREATE_V2, 0, name, membership)
-}
-
-/// As [`crate::btrfs::snapshot`], a member from its beginning. It counts what is written from now on.
-pub fn snapshot(source: impl AsFd, dir: impl AsFd, name: &str, membership: Membership) -> io::Result<()> {
-    let source = i64::from(source.as_fd().as_raw_fd());
-    make(dir, SNAP_CREATE_V2, source, name, membership)
-}
-
-fn make(
-    dir: impl AsFd,
-    request: libc::c_ulong,
-    source: i64,
-    name: &str,
-    membership: Membership,
-) -> io::Result<()> {
-    let inherit = membership.args();
-    let mut args = VolArgsV2::new(source, INHERIT);
-    args.unused = [
-        size_of::<InheritArgs>() as u64,
-        (&raw const inherit).addr() as u64,
-        0,
-        0,
-    ];
-    copy_name(name, &mut args.name)?;
-    // SAFETY: both requests take a `btrfs_ioctl_vol_args_v2`, which `args` is (size asserted with it); its
-    // union holds the size and the address of a `btrfs_qgroup_inherit`, which `inherit` is with as many
-    // groups as it says. The kernel reads both during the call only, and they live through it.
-    check(unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), request, &raw mut args) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -307,7 +238,6 @@ mod tests {
     fn requests_have_the_numbers_of_the_kernel_header() {
         assert_eq!(TREE_SEARCH, 0xd000_9411);
         assert_eq!(INO_LOOKUP, 0xd000_9412);
-        assert_eq!(SUBVOL_CREATE_V2, 0x5000_9418);
         assert_eq!(QUOTA_CTL, 0xc010_9428);
         assert_eq!(QGROUP_ASSIGN, 0x4018_9429);
         assert_eq!(QGROUP_CREATE, 0x4010_942a);

@@ -107,7 +107,6 @@ impl Change {
                 history::keep(store, found)?;
             }
         }
-        store.bound()?;
         if let Self::Replace { old, .. } | Self::Remove(old) = self {
             let id = find_member(&state, old)?.id;
             history::forget(store, id)?;
@@ -175,8 +174,7 @@ pub(super) fn settle(engine: &Arc<Engine>, store: &Store) -> Result<()> {
         members.settle(&mut |phase, done, total| engine.pool_work.tell(phase, done, total))
     });
     engine.pool_work.end();
-    settled?;
-    Ok(store.bound()?)
+    Ok(settled?)
 }
 
 #[cfg(test)]

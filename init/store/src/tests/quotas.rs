@@ -215,60 +215,6 @@ fn what_a_removed_root_has_left_in_a_snapshot_keeps_its_group_until_that_is_gone
 }
 
 #[test]
-fn a_pool_that_its_zones_have_filled_keeps_room_for_the_state_and_can_be_tidied_up() {
-    let pool = TestPool::new(POOL);
-    let store = pool.store();
-    let image = image(&store);
-    let objects = store.objects("containers").unwrap();
-    let userns = UserNamespace::new(START);
-    store.create_volume("data", None).unwrap();
-    for zone in ["one", "two"] {
-        store.create_root(zone, &image.id, None).unwrap();
-    }
-    for zone in ["one", "two"] {
-        let mount = store.mount_root(zone, userns.fd.as_fd()).unwrap();
-        let (written, why) = fill(&within(&mount, "big"));
-        assert_eq!(why, io::ErrorKind::QuotaExceeded, "{written}");
-        if zone == "one" {
-            assert!(written > POOL / 3, "{written}");
-        }
-    }
-    // Another container is refused, and told why.
-    assert!(matches!(
-        store.create_root("three", &image.id, None),
-        Err(Error::Bounded { .. })
-    ));
-    assert_eq!(
-        fill(&store.volume_path("data").join("big")).1,
-        io::ErrorKind::QuotaExceeded
-    );
-    // Longer than what btrfs keeps within its own records.
-    let record = vec!["word"; 2000];
-    for n in 0..100 {
-        objects.write(&format!("zone-{n}"), &record).unwrap();
-    }
-    for n in 0..100 {
-        objects.remove(&format!("zone-{n}")).unwrap();
-    }
-    store.remove_root("one").unwrap();
-    store.remove_volume("data").unwrap();
-    // The kernel frees it by and by.
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while store.create_root("three", &image.id, None).is_err() {
-        assert!(Instant::now() < deadline, "no room again");
-        sys::btrfs::sync(&store.root).unwrap();
-    }
-    let mount = store.mount_root("three", userns.fd.as_fd()).unwrap();
-    let (mut written, mut big) = (0, within(&mount, "big"));
-    while written < POOL / 4 {
-        assert!(Instant::now() < deadline, "{written} bytes of room again");
-        sys::btrfs::sync(&store.root).unwrap();
-        written += fill(&big).0;
-        big = within(&mount, "more");
-    }
-}
-
-#[test]
 fn a_limit_in_which_nothing_fits_is_refused() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
