@@ -24,6 +24,7 @@ mod streams;
 mod system;
 pub mod tls;
 mod units;
+mod until;
 pub mod upgrade;
 mod upgraded;
 mod usage;

@@ -137,12 +137,20 @@ impl Filters {
 
     /// `label=key` and `label=key=value`; all that are given must hold.
     pub fn labels<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
-        self.get("label")
-            .iter()
-            .all(|wanted| match wanted.split_once('=') {
-                None => label(wanted).is_some(),
-                Some((key, value)) => label(key) == Some(value),
-            })
+        self.all_labels("label", label)
+    }
+
+    /// As [`labels`](Self::labels), and what has all labels of `label!` stays.
+    pub fn pruned<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        let kept = !self.get("label!").is_empty() && self.all_labels("label!", &label);
+        !kept && self.labels(label)
+    }
+
+    fn all_labels<'a>(&self, key: &str, label: impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.get(key).iter().all(|wanted| match wanted.split_once('=') {
+            None => label(wanted).is_some(),
+            Some((key, value)) => label(key) == Some(value),
+        })
     }
 }
 

@@ -7,7 +7,7 @@
 
 mod common;
 
-use common::{Machine, with_machine};
+use common::{Machine, with_machine, with_supervisors};
 
 fn health(machine: &Machine, name: &str) -> String {
     machine.out(&["inspect", "-f", "{{.State.Health.Status}}", name])
@@ -207,5 +207,154 @@ fn a_policy_may_be_changed_and_what_cannot_be_is_refused() {
                 .contains("AutoRemove")
         );
         machine.out(&["stop", "-t", "0", "gone"]);
+    });
+}
+
+/// Something mounted where a container's log lies: its removal fails there, half-way.
+struct Obstacle(std::path::PathBuf);
+
+impl Obstacle {
+    fn put(machine: &Machine, container: &str) -> Self {
+        let id = machine.out(&["inspect", "-f", "{{.Id}}", container]);
+        let place = machine.dir.join("pool/logs").join(id);
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("none", &place, "tmpfs", flags, None).unwrap();
+        Self(place)
+    }
+}
+
+impl Drop for Obstacle {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_removal_that_fails_leaves_a_dead_container_that_can_only_be_removed_again() {
+    with_machine(|machine| {
+        machine.out(&[
+            "run",
+            "--restart",
+            "unless-stopped",
+            "-d",
+            "--name",
+            "stuck",
+            "busybox",
+            "sleep",
+            "600",
+        ]);
+        machine.out(&["stop", "-t", "0", "stuck"]);
+        let obstacle = Obstacle::put(machine, "stuck");
+        let (_, text) = machine.fails(&["rm", "stuck"]);
+        assert!(text.contains("failed to remove root filesystem"), "{text}");
+        let state = machine.out(&[
+            "inspect",
+            "-f",
+            "{{.State.Status}} {{.State.Dead}} {{.State.Running}}",
+            "stuck",
+        ]);
+        assert_eq!(state, "dead true false");
+        assert_eq!(
+            machine.out(&[
+                "ps",
+                "-a",
+                "-f",
+                "status=dead",
+                "--format",
+                "{{.Names}} {{.Status}}"
+            ]),
+            "stuck Dead"
+        );
+        for refused in [
+            &["start", "stuck"][..],
+            &["restart", "stuck"],
+            &["update", "--restart", "no", "stuck"],
+        ] {
+            let (_, text) = machine.fails(refused);
+            assert!(text.contains("is marked for removal"), "{text}");
+        }
+        machine.fails(&["cp", "stuck:/etc/passwd", "-"]);
+        machine.fails(&["rm", "stuck"]);
+        drop(obstacle);
+        machine.out(&["rm", "stuck"]);
+        assert_eq!(machine.out(&["ps", "-aq"]), "");
+    });
+}
+
+#[test]
+fn whoever_waits_for_a_removal_is_told_that_it_failed_and_a_successor_tries_it_again() {
+    let fails = |machine: &Machine| {
+        let mut child = machine.command(&["run", "-i", "--rm", "--name", "held", "busybox", "cat"]);
+        let mut child = child.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        machine.until(|| machine.docker(&["top", "held"]).status.success());
+        std::mem::forget(Obstacle::put(machine, "held"));
+        drop(child.stdin.take());
+        let output = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains("failed to remove root filesystem"), "{said}");
+        assert_eq!(output.status.code(), Some(125));
+        assert_eq!(
+            machine.out(&["inspect", "-f", "{{.State.Status}}", "held"]),
+            "dead"
+        );
+        let place = machine.out(&["inspect", "-f", "{{.LogPath}}", "held"]);
+        rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH).unwrap();
+    };
+    let is_tried_again = |machine: &Machine| machine.until(|| machine.out(&["ps", "-aq"]).is_empty());
+    with_supervisors(&[&fails, &is_tried_again]);
+}
+
+#[test]
+fn what_does_not_run_is_pruned_by_age_and_label_and_the_space_that_comes_back_is_told() {
+    with_machine(|machine| {
+        for (name, label) in [("one", "keep=yes"), ("two", "keep=no"), ("three", "other")] {
+            machine.out(&["create", "--name", name, "--label", label, "busybox", "true"]);
+        }
+        machine.out(&["run", "-d", "--name", "up", "busybox", "sleep", "600"]);
+        let prune = |filters: &[&str]| {
+            let filters = filters.iter().flat_map(|filter| ["--filter", filter]);
+            let words: Vec<&str> = ["container", "prune", "-f"].into_iter().chain(filters).collect();
+            machine.out(&words)
+        };
+        let names = || machine.out(&["ps", "-a", "--format", "{{.Names}}"]);
+        prune(&["until=1h"]);
+        prune(&["until=2020-01-01"]);
+        prune(&["label=keep=maybe"]);
+        assert_eq!(names(), "up\nthree\ntwo\none");
+        prune(&["until=0s", "label!=keep=yes", "label=keep"]);
+        assert_eq!(names(), "up\nthree\none");
+        assert!(
+            machine
+                .fails(&["container", "prune", "-f", "--filter", "until=soon"])
+                .1
+                .contains("'until'")
+        );
+        let script = "head -c 8000000 /dev/urandom > /data && sync";
+        machine.out(&["run", "--name", "full", "busybox", "sh", "-c", script]);
+        let told = prune(&["label!=keep=yes"]);
+        let reclaimed = told
+            .lines()
+            .last()
+            .unwrap()
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .to_owned();
+        assert!(reclaimed.starts_with("8.") && reclaimed.ends_with("MB"), "{told}");
+        assert_eq!(names(), "up\none");
+        let events = machine.out(&[
+            "events",
+            "--since",
+            "10m",
+            "--until=-1s",
+            "--filter",
+            "event=prune",
+            "--format",
+            "{{.Type}} {{.Actor.Attributes.reclaimed}}",
+        ]);
+        let last = events.lines().last().unwrap();
+        let bytes: u64 = last.strip_prefix("container ").unwrap().parse().unwrap();
+        assert!((8_000_000..9_000_000).contains(&bytes), "{events}");
+        machine.out(&["rm", "-f", "up", "one"]);
     });
 }

@@ -30,6 +30,10 @@ pub(crate) enum Status {
     /// Between an end and the next start that the restart policy asks for.
     Restarting,
     Exited,
+    /// Its removal is under way.
+    Removing,
+    /// Its removal has failed half-way: it is never started again, only removed.
+    Dead,
 }
 
 impl Status {
@@ -39,7 +43,14 @@ impl Status {
             Self::Running => "running",
             Self::Restarting => "restarting",
             Self::Exited => "exited",
+            Self::Removing => "removing",
+            Self::Dead => "dead",
         }
+    }
+
+    /// Whether only its removal can come.
+    pub(crate) fn is_going(self) -> bool {
+        matches!(self, Self::Removing | Self::Dead)
     }
 }
 
@@ -123,6 +134,9 @@ pub(crate) struct Life {
     pub(crate) exits: u64,
     pub(crate) code: i32,
     pub(crate) removed: bool,
+    /// Removals that have failed, and why the last one has.
+    pub(crate) failed_removals: u64,
+    pub(crate) removal_error: String,
 }
 
 pub(crate) struct Container {
@@ -130,6 +144,8 @@ pub(crate) struct Container {
     record: Mutex<Record>,
     /// Held by whoever starts it, buries it or removes it.
     pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held by the request that removes it, or by its end if that does, from the first step to the last.
+    pub(crate) removal: tokio::sync::Mutex<()>,
     /// Held while the record is written.
     saving: Mutex<()>,
     process: Mutex<Option<Arc<Process>>>,
@@ -157,6 +173,7 @@ impl Container {
             id: record.id.clone(),
             record: Mutex::new(record),
             turn: Arc::default(),
+            removal: tokio::sync::Mutex::default(),
             saving: Mutex::default(),
             process: Mutex::default(),
             streams: Streams::default(),

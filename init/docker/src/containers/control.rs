@@ -6,10 +6,10 @@ use std::time::Duration;
 use hyper::StatusCode;
 use serde_json::json;
 
-use super::container::{Container, Life, Status};
+use super::container::{Container, Life};
 use super::{ending, names, run, spec};
 use crate::engine::Engine;
-use crate::http::{ApiError, Request, Response, Result, blocking, empty, ndjson, no_content, ok};
+use crate::http::{ApiError, Request, Response, Result, blocking, empty, ndjson, no_content};
 
 /// Docker's patience with a container that is asked to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -123,38 +123,19 @@ pub(crate) async fn remove(engine: &Arc<Engine>, req: &Request) -> Result<Respon
     no_content()
 }
 
-/// Removes all that do not run.
-pub(crate) async fn prune(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
-    let filters = req.query.filters()?;
-    filters.only(&["label"])?;
-    let mut removed = Vec::new();
-    for container in engine.containers().await?.all() {
-        let record = container.record();
-        let idle = matches!(record.status, Status::Created | Status::Exited);
-        let meant = filters.labels(|key| record.config.labels.get(key).map(String::as_str));
-        if !idle || !meant {
-            continue;
-        }
-        let engine = engine.clone();
-        // In a task of its own, as all removals: a client that goes away leaves none half-done.
-        let removal = tokio::spawn(async move { ending::remove(&engine, &container, false, false).await });
-        if removal.await?.is_ok() {
-            removed.push(record.id);
-        }
-    }
-    ok(&json!({"ContainersDeleted": removed, "SpaceReclaimed": 0}))
-}
-
 /// Answers at once and ends its body when what is waited for has come: docker's client starts the
 /// container only when it has the answer's head.
 pub(crate) async fn wait(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let container = find(engine, req).await?;
     let mut life = container.life.subscribe();
-    let exits = life.borrow_and_update().exits;
+    let (exits, failed) = {
+        let life = life.borrow_and_update();
+        (life.exits, life.failed_removals)
+    };
     let done: Box<dyn Fn(&Life) -> bool + Send + Sync> = match req.query.get("condition") {
         None | Some("not-running") => Box::new(|life| !life.running),
         Some("next-exit") => Box::new(move |life| life.exits > exits),
-        Some("removed") => Box::new(|life| life.removed),
+        Some("removed") => Box::new(move |life| life.failed_removals > failed),
         Some(other) => {
             return Err(ApiError::bad_request(format!("invalid condition: \"{other}\"")));
         }
@@ -163,12 +144,18 @@ pub(crate) async fn wait(engine: &Arc<Engine>, req: &Request) -> Result<Response
     tokio::spawn(async move {
         let waited = async {
             // Removed is the last thing that can happen to it.
-            let code = life
+            let answer = life
                 .wait_for(|life| done(life) || life.removed)
                 .await
-                .map(|life| life.code);
-            if let Ok(code) = code {
-                let _ = sender.send_json(&json!({"StatusCode": code})).await;
+                .map(|life| {
+                    let mut answer = json!({"StatusCode": life.code});
+                    if life.failed_removals > failed && !life.removed {
+                        answer["Error"] = json!({"Message": life.removal_error});
+                    }
+                    answer
+                });
+            if let Ok(answer) = answer {
+                let _ = sender.send_json(&answer).await;
             }
         };
         tokio::select! {

@@ -11,6 +11,7 @@ use tokio::sync::MutexGuard;
 use zones::Process;
 
 use super::container::{Container, Life, Status, log_path, states};
+use super::run::report;
 use super::{pause, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking};
@@ -136,9 +137,18 @@ pub(crate) async fn remove(
     volumes: bool,
 ) -> Result<()> {
     let store = engine.store().await?;
+    let Ok(_removal) = container.removal.try_lock() else {
+        return Err(ApiError::conflict(format!(
+            "removal of container {} is already in progress",
+            container.id
+        )));
+    };
     loop {
         match find(container).await {
-            Found::Idle(_turn) => return remove_in_turn(engine, container, &store, volumes).await,
+            Found::Idle(_turn) => {
+                let volumes = volumes || container.lock().host.auto_remove;
+                return remove_in_turn(engine, container, &store, volumes).await;
+            }
             Found::Running(_) if !force => {
                 let name = container.record().name;
                 return Err(ApiError::conflict(format!(
@@ -159,8 +169,20 @@ pub(crate) async fn remove(
     }
 }
 
-/// The caller holds the container's turn.
-pub(crate) async fn remove_in_turn(
+/// Removes a container that has ended by itself, or whose removal was cut short; its turn is held. Where a
+/// request removes it just now, that does.
+pub(super) async fn remove_ended(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
+    let Ok(_removal) = container.removal.try_lock() else {
+        return;
+    };
+    // Whoever asked for a removal that was cut short may want to keep the volumes.
+    let volumes = container.lock().host.auto_remove;
+    let removed = remove_in_turn(engine, container, store, volumes).await;
+    report(&container.id, "remove it", removed);
+}
+
+/// The caller holds the container's turn, and its removal.
+async fn remove_in_turn(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
     store: &Arc<Store>,
@@ -169,14 +191,11 @@ pub(crate) async fn remove_in_turn(
     if container.life.borrow().removed {
         return Ok(());
     }
+    container.lock().status = Status::Removing;
     let (kept, id) = (store.clone(), container.id.clone());
-    blocking(move || {
-        // The record last: what is half-removed can be removed again.
-        kept.remove_root(&id)?;
-        let _ = std::fs::remove_dir_all(log_path(&kept, &id)?);
-        states(&kept)?.remove(&id)
-    })
-    .await?;
+    if let Err(error) = blocking(move || erase(&kept, &id)).await {
+        return Err(mark_dead(container, store, &error).await);
+    }
     engine.containers.remove(&container.id);
     engine.tell("container", "destroy", container);
     container.streams.close();
@@ -187,4 +206,39 @@ pub(crate) async fn remove_in_turn(
     };
     container.life.send_modify(|life| life.removed = true);
     discarded
+}
+
+/// Removes what is stored of it. Blocks.
+fn erase(store: &Store, id: &str) -> Result<()> {
+    store.remove_root(id)?;
+    match std::fs::remove_dir_all(log_path(store, id)?) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(ApiError::internal(format!("Cannot remove its log: {error}.")));
+        }
+        _ => {}
+    }
+    // The record last: what is half-removed can be removed again.
+    Ok(states(store)?.remove(id)?)
+}
+
+/// Some of it is gone, so it cannot run any more; those who wait for its removal are told why it failed.
+/// It is written only now, so that a removal that succeeds costs no write.
+async fn mark_dead(container: &Arc<Container>, store: &Arc<Store>, error: &ApiError) -> ApiError {
+    let text = format!(
+        "container {}: driver \"btrfs\" failed to remove root filesystem: {error}",
+        container.id
+    );
+    {
+        let mut record = container.lock();
+        record.status = Status::Dead;
+        record.error.clone_from(&text);
+    }
+    let (kept, owned) = (store.clone(), container.clone());
+    let written = blocking(move || owned.save(&kept)).await;
+    report(&container.id, "write that it is dead", written);
+    container.life.send_modify(|life| {
+        life.failed_removals += 1;
+        life.removal_error.clone_from(&text);
+    });
+    ApiError::internal(text)
 }

@@ -238,6 +238,8 @@ fn status(record: &Record, now: OffsetDateTime) -> String {
                 duration(now - parse(&record.finished))
             )
         }
+        Status::Removing => "Removal In Progress".to_owned(),
+        Status::Dead => "Dead".to_owned(),
         Status::Exited => format!(
             "Exited ({}) {} ago",
             record.exit_code,

@@ -6,7 +6,7 @@
 //! - [`mounts`], [`devices`]: what of the machine and of the pool is put into one
 //! - [`create`], [`root`], [`run`], [`ending`]: making; its root; starting and what follows; stopping,
 //!   killing, removing
-//! - [`show`], [`logs`], [`attach`], [`files`], [`control`]: the endpoints
+//! - [`show`], [`logs`], [`attach`], [`files`], [`control`], [`prune`]: the endpoints
 
 mod attach;
 mod boot;
@@ -26,6 +26,7 @@ mod modes;
 pub(crate) mod mounts;
 mod names;
 mod pause;
+mod prune;
 mod registry;
 mod revive;
 mod root;
@@ -63,7 +64,7 @@ pub(crate) async fn route(
     match (method, rest) {
         ("GET", ["json"]) => list::list(&engine, &req).await,
         ("POST", ["create"]) => create::create(&engine, req).await,
-        ("POST", ["prune"]) => control::prune(&engine, &req).await,
+        ("POST", ["prune"]) => prune::prune(&engine, &req).await,
         ("GET", [_, "json"]) => show::inspect(&engine, &req).await,
         // The name of an image: docker asks for a container of that name before it asks for the image.
         ("GET", [name @ .., "json"]) => Err(ApiError::not_found(format!(

@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::container::{Container, Record, Status};
-use super::ending::remove_in_turn;
+use super::ending::remove_ended;
 use super::modes;
 use super::run::{self, Failure, report};
 use crate::engine::Engine;
@@ -57,6 +57,12 @@ pub(super) fn judge(container: &Container, successor: bool, half_removed: bool) 
 
 fn judge_record(record: &mut Record, successor: bool) -> Verdict {
     match (record.status, successor) {
+        (Status::Removing | Status::Dead, _) if record.host.auto_remove => Verdict::Remove,
+        // As with Docker: whoever asked for the removal is the one to ask again.
+        (Status::Removing | Status::Dead, _) => {
+            record.status = Status::Dead;
+            Verdict::Keep
+        }
         (Status::Restarting, _) => Verdict::StartAfter(rest_of_pause(record)),
         (Status::Running, true) => {
             record.exit_code = NOT_STARTED;
@@ -143,10 +149,7 @@ pub(super) async fn carry_out(
         Verdict::Remove => {
             let _turn = container.turn.lock().await;
             if container.process().is_none() {
-                // Whoever asked for a removal that was cut short may want to keep the volumes.
-                let volumes = container.lock().host.auto_remove;
-                let removed = remove_in_turn(engine, container, store, volumes).await;
-                report(&container.id, "remove it", removed);
+                remove_ended(engine, container, store).await;
             }
         }
     }
@@ -219,6 +222,8 @@ mod tests {
             ("no", "exited", 3, false, Keep),
             ("remove", "running", 0, false, Remove),
             ("remove", "created", 0, false, Keep),
+            ("always", "dead", 1, false, Keep),
+            ("remove", "dead", 1, false, Remove),
         ] {
             let container = container(policy, status, code, stopped, 0);
             let told = judge(&container, false, false);
@@ -235,6 +240,9 @@ mod tests {
             ("always", "created", 0, Keep),
             ("no", "exited", 0, Keep),
             ("remove", "exited", 0, Remove),
+            ("always", "dead", 0, Keep),
+            ("always", "removing", 0, Keep),
+            ("remove", "removing", 0, Remove),
             // Its start was cut short.
             ("no", "running", 0, FailStart),
             ("remove", "running", 0, FailStart),

@@ -7,7 +7,7 @@ use store::{ImageId, Store};
 
 use super::container::{Container, Record};
 use super::run::report;
-use crate::http::{Result, blocking};
+use crate::http::{ApiError, Result, blocking};
 
 /// As [`mount`], for a start: one that is full to its limit starts too, and is given files of its own, so
 /// until [`narrow`] it may hold a little more.
@@ -31,6 +31,12 @@ pub(super) async fn narrow(container: &Arc<Container>, store: &Arc<Store>) {
 
 /// A container's root, mounted with its ids.
 pub(super) fn mount(store: &Store, record: &Record, namespace: BorrowedFd<'_>) -> Result<OwnedFd> {
+    if record.status.is_going() {
+        return Err(ApiError::conflict(format!(
+            "container {} is marked for removal: its files cannot be reached any more",
+            record.id
+        )));
+    }
     ensure(store, record)?;
     Ok(store.mount_root(&record.id, namespace)?)
 }

@@ -17,7 +17,7 @@ use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
 
 use super::config::Wanted;
 use super::container::{Container, NEVER, Record, Status, log_path, save};
-use super::ending::{SIGKILL, remove_in_turn};
+use super::ending::{SIGKILL, remove_ended};
 use super::modes::{self, Resolved};
 use super::{devices, health, mounts, registry, root, spec};
 use crate::engine::Engine;
@@ -52,6 +52,11 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
             "No such container: {}",
             container.id
         )));
+    }
+    if container.lock().status.is_going() {
+        return Err(ApiError::conflict(
+            "container is marked for removal and cannot be started",
+        ));
     }
     if engine.ending() {
         return Err(ApiError::unavailable("The machine is going down."));
@@ -333,8 +338,7 @@ pub(super) async fn fail(
         life.code = failure.code;
     });
     if container.record().host.auto_remove {
-        let removed = remove_in_turn(engine, container, store, true).await;
-        report(&id, "remove it", removed);
+        remove_ended(engine, container, store).await;
     }
 }
 
@@ -409,8 +413,7 @@ async fn bury(
     // Process 1 forgets it last: what is not done by then, a successor does.
     give_back(&engine, &container, &store).await;
     if container.record().host.auto_remove {
-        let removed = remove_in_turn(&engine, &container, &store, true).await;
-        report(&container.id, "remove it", removed);
+        remove_ended(&engine, &container, &store).await;
     } else if let Some(pause) = restart {
         tokio::spawn(start_again(engine.clone(), container.clone(), pause));
     }

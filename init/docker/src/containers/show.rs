@@ -59,7 +59,7 @@ fn state(engine: &Engine, container: &Container, record: &Record) -> Value {
         "Status": if paused { "paused" } else { record.status.text() },
         "Running": matches!(record.status, Status::Running | Status::Restarting),
         "Paused": paused, "Restarting": record.status == Status::Restarting,
-        "OOMKilled": record.oom_killed, "Dead": false,
+        "OOMKilled": record.oom_killed, "Dead": record.status == Status::Dead,
         "Pid": process.map_or(0, |process| process.pid),
         "ExitCode": record.exit_code, "Error": record.error,
         "StartedAt": record.started, "FinishedAt": record.finished,

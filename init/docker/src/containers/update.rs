@@ -30,6 +30,12 @@ pub(crate) async fn update(engine: &Arc<Engine>, mut req: Request) -> Result<Res
     let body: Map<String, Value> = req.json().await?;
     let store = engine.store().await?;
     let _turn = container.turn.lock().await;
+    if container.lock().status.is_going() {
+        return Err(ApiError::conflict(format!(
+            "Cannot update container {}: Container is marked for removal and cannot be \"update\".",
+            container.id
+        )));
+    }
     let before = container.record().host;
     let wanted = merged(&before, body)?;
     if before.auto_remove && wanted.restart_policy.restarts() {

@@ -239,7 +239,7 @@ fn import_busybox(store: &Store) {
     fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
     for applet in [
         "sh", "cat", "echo", "sleep", "id", "hostname", "wc", "stty", "true", "nc", "httpd", "ip", "env",
-        "pwd",
+        "pwd", "head", "sync",
     ] {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
