@@ -62,6 +62,10 @@ pub enum Error {
     NotAFolder { path: String },
     #[error("`{name}` cannot name an object; use letters, digits, `.`, `_` and `-`.")]
     BadName { name: String },
+    #[error("There is no snapshot `{name}`; `monobloc snapshot list` shows those that are there.")]
+    NoSuchSnapshot { name: String },
+    #[error("There is a snapshot `{name}` already; choose another name, or delete that one.")]
+    SnapshotExists { name: String },
     #[error("No {kind} object is called `{name}`.")]
     NoSuchObject { kind: String, name: String },
     #[error("State of {kind} `{name}` cannot be understood: {reason}.")]
@@ -100,6 +104,7 @@ impl Error {
                 | Error::NoSuchRoot { .. }
                 | Error::NoSuchObject { .. }
                 | Error::NoSuchPath { .. }
+                | Error::NoSuchSnapshot { .. }
         )
     }
 
@@ -110,6 +115,7 @@ impl Error {
             Error::ImageInUse { .. }
                 | Error::ImageHasNames { .. }
                 | Error::RootExists { .. }
+                | Error::SnapshotExists { .. }
                 | Error::AmbiguousId { .. }
                 | Error::Refused(_)
                 | Error::TooSmall { .. }

@@ -7,6 +7,7 @@
 //! of that tree and of a subvolume of the zone's own, both seen through an idmapped mount.
 //!
 //! Volumes and the node's own tree are subvolumes too; zones see them through mounts of the same kind.
+//! Snapshots of roots and volumes are read-only subvolumes beside them.
 //!
 //! What is half-made lies under `tmp/` in the pool, which [`Store::open`] empties.
 
@@ -33,6 +34,7 @@ mod pool;
 mod quota;
 mod reference;
 mod root;
+mod snapshot;
 mod state;
 mod store;
 mod tarball;
@@ -59,6 +61,7 @@ pub use pack::{Part, Shape};
 pub use pool::{Kind, Opened, Policy, Pool};
 pub use quota::{Held, LEAST_LIMIT};
 pub use reference::Reference;
+pub use snapshot::{Of, Snapshot};
 pub use state::StateDir;
 pub use store::{Hold, Store, Usage};
 pub use sys::mounts::Propagation;

@@ -1,10 +1,13 @@
 //! Bounds on what is held: quota groups of the pool's file system (`sys::btrfs_quota`).
 //!
 //! ```text
-//! 1/ID   a volume with a limit, and the subvolumes that zones make in it
+//! 1/ID   a volume with a limit, and the subvolumes that zones make in it; or a root with one that was
+//!        rolled back, with what was its subvolume before
 //! 0/ID   each subvolume; a zone's root has its limit here
 //! ```
-//! The kernel refuses what goes over a bound to whoever writes it, and to nobody else.
+//! The kernel refuses what goes over a bound to whoever writes it, and to nobody else. An extent counts for
+//! the subvolume in which it was written, as long as anything has it: what only a snapshot still has counts
+//! for the zone or volume that the snapshot is of.
 //!
 //! A group goes with its subvolume, but not before the last extent that was written in it, which a
 //! snapshot of it may still have: what is left then is removed when the store is opened.
@@ -100,41 +103,71 @@ impl Quotas {
     /// Makes an empty subvolume in which zones may make more: the limit holds for all of them, because
     /// a new subvolume counts for the groups of the one in which it is made.
     pub(crate) fn create_volume(&self, dir: &OwnedFd, name: &str, limit: Option<u64>) -> io::Result<()> {
-        if limit.is_none() || self.groups.is_err() {
-            return self.create(dir, name, None);
-        }
         btrfs::create_subvolume(dir, name)?;
-        let id = quota::subvolume_id(folder::open(dir, name)?)?;
+        self.bind(&folder::open(dir, name)?, limit)
+    }
+
+    /// Gives a subvolume that has no limit one in a group above it.
+    pub(crate) fn bind(&self, subvolume: &OwnedFd, limit: Option<u64>) -> io::Result<()> {
+        if limit.is_none() || self.groups.is_err() {
+            return Ok(());
+        }
+        let id = quota::subvolume_id(subvolume)?;
         quota::create_group(&self.root, volume(id))?;
         quota::set_limit(&self.root, volume(id), limit)?;
         quota::assign(&self.root, Group::of(id), volume(id))
     }
 
-    /// Removes a volume's subvolume, which has no others in it, and its group.
-    pub(crate) fn remove_volume(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
-        let id = quota::subvolume_id(folder::open(dir, name)?)?;
+    /// Has what is written in `other` count for the limit of `subvolume` too, where that has one.
+    pub(crate) fn join(&self, other: &OwnedFd, subvolume: &OwnedFd) -> io::Result<()> {
+        if self.groups.is_err() {
+            return Ok(());
+        }
+        let own = Group::of(quota::subvolume_id(subvolume)?);
+        let held = self.held(subvolume)?;
+        let above = match (self.bound(own)?, held.and_then(|held| held.limit)) {
+            (above, _) if above != own => above,
+            (_, None) => return Ok(()),
+            (_, limit) => {
+                self.bind(subvolume, limit)?;
+                volume(own.number)
+            }
+        };
+        // The limit is the group's alone from here on.
+        quota::set_limit(&self.root, own, None)?;
+        quota::assign(&self.root, Group::of(quota::subvolume_id(other)?), above)
+    }
+
+    /// The group whose limit holds for a subvolume: one above it, else its own.
+    fn bound(&self, own: Group) -> io::Result<Group> {
+        Ok(quota::group_above(&self.root, own)?.unwrap_or(own))
+    }
+
+    /// Removes a subvolume, which has no others in it, and the group above it.
+    pub(crate) fn remove(&self, dir: &OwnedFd, name: &str) -> io::Result<()> {
+        let own = Group::of(quota::subvolume_id(folder::open(dir, name)?)?);
+        let above = match self.groups {
+            Ok(_) => quota::group_above(&self.root, own)?,
+            Err(_) => None,
+        };
         btrfs::destroy_subvolume(dir, name)?;
-        if self
-            .groups
-            .as_ref()
-            .is_ok_and(|groups| shown(groups, volume(id)).exists())
-        {
+        if let Some(above) = above {
             // What cannot be removed now is removed when the store is opened.
-            let _ = quota::release(&self.root, Group::of(id), volume(id))
-                .and_then(|()| quota::remove_group(&self.root, volume(id)));
+            let _ =
+                quota::release(&self.root, own, above).and_then(|()| quota::remove_group(&self.root, above));
         }
         Ok(())
     }
 
-    /// Takes a subvolume out of its volume's group: what is removed must not need room for that.
+    /// Takes a subvolume out of the group above it: what is removed must not need room for that.
     pub(crate) fn unbind(&self, subvolume: &OwnedFd) -> io::Result<()> {
         if self.groups.is_err() {
             return Ok(());
         }
-        let id = quota::subvolume_id(subvolume)?;
-        match quota::release(&self.root, Group::of(id), volume(id)) {
-            Err(reason) if reason.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
+        let own = Group::of(quota::subvolume_id(subvolume)?);
+        match quota::group_above(&self.root, own)? {
+            Some(above) => quota::release(&self.root, own, above),
+            None => Ok(()),
         }
     }
 
@@ -160,21 +193,17 @@ impl Quotas {
         if self.groups.is_err() {
             return Ok(());
         }
-        let own = Group::of(quota::subvolume_id(subvolume)?);
+        let group = self.bound(Group::of(quota::subvolume_id(subvolume)?))?;
         let slack = if room { SLACK } else { 0 };
-        quota::set_limit(&self.root, own, Some(limit.saturating_add(slack)))
+        quota::set_limit(&self.root, group, Some(limit.saturating_add(slack)))
     }
 
-    /// What a subvolume holds, or a volume with all that was made in it; none without quotas.
+    /// What a subvolume holds, or all of the group that bounds it; none without quotas.
     pub(crate) fn held(&self, subvolume: &OwnedFd) -> io::Result<Option<Held>> {
         let Ok(groups) = &self.groups else {
             return Ok(None);
         };
-        let id = quota::subvolume_id(subvolume)?;
-        let mut group = volume(id);
-        if !shown(groups, group).exists() {
-            group = Group::of(id);
-        }
+        let group = self.bound(Group::of(quota::subvolume_id(subvolume)?))?;
         let written = number(groups, group, "referenced")?;
         Ok(Some(Held {
             used: written.saturating_add(number(groups, group, "rsv_data")?),
@@ -188,11 +217,14 @@ impl Quotas {
             return Ok(());
         };
         let what = "remove the quota groups of what is gone";
+        let mut gone = Vec::new();
         for entry in std::fs::read_dir(groups).during(what)? {
             let name = entry.during(what)?.file_name();
-            let Some(group) = name.to_str().and_then(group_of_folder) else {
-                continue;
-            };
+            gone.extend(name.to_str().and_then(group_of_folder));
+        }
+        // One that has members stays, so they go first.
+        gone.sort_unstable();
+        for group in gone {
             if quota::subvolume_exists(&self.root, group.number).during(what)? {
                 continue;
             }

@@ -25,6 +25,7 @@ use crate::folder;
 use crate::mkfs;
 use crate::pool;
 use crate::quota::Held;
+use crate::snapshot::Of;
 use crate::state::check_name;
 use crate::store::Store;
 
@@ -190,16 +191,20 @@ impl Store {
         Ok(mounted)
     }
 
-    /// Removes the root of `zone` and what only it had used. Removing what is not there succeeds.
+    /// Removes the root of `zone`, its snapshots, and what only they had used. Removing what is not there
+    /// succeeds.
     pub fn remove_root(&self, zone: &str) -> Result<()> {
         check_name(zone)?;
         let mut index = self.index();
-        if !index.roots.contains_key(zone) {
-            return Ok(());
+        if index.roots.contains_key(zone) {
+            let removed = self.quotas.remove(&self.roots, zone);
+            removed.during(format!("remove the root of zone {zone}"))?;
+            index.roots.remove(zone);
         }
-        btrfs::destroy_subvolume(&self.roots, zone).during(format!("remove the root of zone {zone}"))?;
-        index.roots.remove(zone);
-        self.collect_layers(&mut index)?;
+        drop(index);
+        // After the root: a zone without one is known to be half-removed.
+        self.delete_snapshots(Of::Zone(zone))?;
+        self.collect_layers(&mut self.index())?;
         Ok(())
     }
 

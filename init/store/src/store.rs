@@ -4,6 +4,7 @@
 //! template/          where layers start from (made with the filesystem)
 //! store/layers/HEX   one read-only subvolume a layer, named by chain id
 //! store/roots/ZONE   one subvolume a zone
+//! store/snapshots/   see `snapshot.rs`
 //! store/devices/    nodes of devices that zones are given
 //! store/tmp/         what is half-made; emptied by `open`
 //! store/mount/       where layers are attached for the moment in which an overlay is made
@@ -71,6 +72,8 @@ pub(crate) struct Index {
     unrecorded: BTreeSet<ChainId>,
     pub(crate) images: BTreeMap<ImageId, Record>,
     pub(crate) roots: BTreeMap<String, Root>,
+    /// By zone and name.
+    pub(crate) snapshots: BTreeMap<(String, String), Root>,
     holds: usize,
 }
 
@@ -87,7 +90,8 @@ impl Index {
             .images
             .values()
             .flat_map(|record| record.layers.iter().copied());
-        let of_roots = self.roots.values().filter_map(|root| root.layer);
+        let roots = self.roots.values().chain(self.snapshots.values());
+        let of_roots = roots.filter_map(|root| root.layer);
         let used: BTreeSet<ChainId> = of_images.chain(of_roots).collect();
         self.layers
             .keys()
@@ -160,6 +164,7 @@ impl Store {
             store.read_layers(&mut index)?;
             store.read_images(&mut index)?;
             store.read_roots(&mut index)?;
+            store.read_snapshots(&mut index)?;
             store.collect_layers(&mut index)?;
         }
         store.quotas.sweep()?;
@@ -288,7 +293,7 @@ impl Store {
         for name in names(&self.tmp_path())? {
             let path = self.tmp_path().join(&name);
             let what = || format!("remove the leftover {}", path.display());
-            if btrfs::destroy_subvolume(&self.tmp, &name).is_ok() {
+            if self.destroy_whole(&name).is_ok() {
                 continue;
             }
             let is_dir = fs::symlink_metadata(&path).during(what())?.is_dir();

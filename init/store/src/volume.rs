@@ -32,6 +32,7 @@ use crate::error::{During, Error, Result};
 use crate::folder;
 use crate::pool;
 use crate::quota::{Held, Quotas};
+use crate::snapshot::Of;
 use crate::state::check_name;
 use crate::store::Store;
 use crate::tree::Place;
@@ -72,28 +73,32 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a volume with all that it holds; the caller knows that nothing uses it. Removing what is
-    /// not there succeeds.
+    /// Removes a volume with all that it holds and its snapshots; the caller knows that nothing uses it.
+    /// Removing what is not there succeeds.
     pub fn remove_volume(&self, name: &str) -> Result<()> {
         check_name(name)?;
         let what = || format!("remove volume {name}");
         self.uncover_volume(name)?;
         let volumes = self.volumes()?;
-        let removed = match self.quotas.remove_volume(&volumes, name) {
-            // A zone may make subvolumes of its own; the kernel wants them gone first.
-            Err(reason) if reason.raw_os_error() == Some(Errno::NOTEMPTY.raw_os_error()) => {
-                let volume = folder::open(&volumes, name).during(what())?;
-                self.quotas.unbind(&volume).during(what())?;
-                btrfs::set_read_only(&volume, false).during(what())?;
-                self.remove_subvolumes(&volume, 0).during(what())?;
-                self.quotas.remove_volume(&volumes, name)
-            }
-            other => other,
-        };
-        match removed {
+        self.delete_snapshots(Of::Volume(name))?;
+        match self.remove_whole(&volumes, name) {
             Err(reason) if reason.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => other.during(what()),
         }
+    }
+
+    /// Removes a subvolume with those that zones have made in it.
+    pub(crate) fn remove_whole(&self, dir: &OwnedFd, name: &str) -> std::io::Result<()> {
+        match self.quotas.remove(dir, name) {
+            // The kernel wants the others gone first.
+            Err(reason) if reason.raw_os_error() == Some(Errno::NOTEMPTY.raw_os_error()) => {}
+            other => return other,
+        }
+        let subvolume = folder::open(dir, name)?;
+        self.quotas.unbind(&subvolume)?;
+        btrfs::set_read_only(&subvolume, false)?;
+        self.remove_subvolumes(&subvolume, 0)?;
+        self.quotas.remove(dir, name)
     }
 
     /// Where a volume is in the pool.
@@ -214,7 +219,7 @@ impl Store {
     }
 
     /// Removes the subvolumes below a folder, the deepest first.
-    fn remove_subvolumes(&self, dir: &OwnedFd, depth: usize) -> std::io::Result<()> {
+    pub(crate) fn remove_subvolumes(&self, dir: &OwnedFd, depth: usize) -> std::io::Result<()> {
         if depth > folder::MAX_DEPTH {
             return Err(Errno::NAMETOOLONG.into());
         }

@@ -69,17 +69,26 @@ pub fn destroy_subvolume(dir: impl AsFd, name: &str) -> io::Result<()> {
 /// Makes a writable snapshot `name` in `dir` of the subvolume whose root is open as `source`.
 /// The kernel commits its transaction for it.
 pub fn snapshot(source: impl AsFd, dir: impl AsFd, name: &str) -> io::Result<()> {
+    snapshot_with(source.as_fd(), dir.as_fd(), name, 0)
+}
+
+/// The same, of which nothing can be changed.
+pub fn snapshot_read_only(source: impl AsFd, dir: impl AsFd, name: &str) -> io::Result<()> {
+    snapshot_with(source.as_fd(), dir.as_fd(), name, SUBVOL_RDONLY)
+}
+
+fn snapshot_with(source: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &str, flags: u64) -> io::Result<()> {
     let mut args = VolArgsV2 {
-        fd: i64::from(source.as_fd().as_raw_fd()),
+        fd: i64::from(source.as_raw_fd()),
         transid: 0,
-        flags: 0,
+        flags,
         unused: [0; 4],
         name: [0; SUBVOL_NAME_MAX + 1],
     };
     copy_name(name, &mut args.name)?;
     // SAFETY: the request takes a `btrfs_ioctl_vol_args_v2`, which `args` is (size asserted above);
     // the kernel reads it during the call only, and both descriptors are open.
-    let result = unsafe { libc::ioctl(dir.as_fd().as_raw_fd(), SNAP_CREATE_V2, &raw mut args) };
+    let result = unsafe { libc::ioctl(dir.as_raw_fd(), SNAP_CREATE_V2, &raw mut args) };
     check(result)
 }
 

@@ -22,6 +22,9 @@ const SUBVOLUME_ROOT: u64 = 256;
 /// `BTRFS_ROOT_TREE_OBJECTID` and `BTRFS_ROOT_ITEM_KEY`.
 const ROOT_TREE: u64 = 1;
 const ROOT_ITEM: u32 = 132;
+/// `BTRFS_QUOTA_TREE_OBJECTID` and `BTRFS_QGROUP_RELATION_KEY`.
+const QUOTA_TREE: u64 = 8;
+const RELATION: u32 = 246;
 
 #[repr(C)]
 struct ControlArgs {
@@ -103,6 +106,13 @@ impl Group {
         Group {
             level: 0,
             number: subvolume,
+        }
+    }
+
+    const fn from_id(id: u64) -> Group {
+        Group {
+            level: (id >> LEVEL_SHIFT) as u16,
+            number: id & ((1 << LEVEL_SHIFT) - 1),
         }
     }
 
@@ -214,12 +224,28 @@ pub fn subvolume_id(any: impl AsFd) -> io::Result<u64> {
 
 /// True where there is a subvolume with this id, or what the kernel has not freed yet of one.
 pub fn subvolume_exists(any: impl AsFd, id: u64) -> io::Result<bool> {
+    let found = first_item(any, ROOT_TREE, id, ROOT_ITEM, 0)?;
+    Ok(found.is_some())
+}
+
+/// The group of a higher level for which a group counts; the first, where there are several.
+pub fn group_above(any: impl AsFd, member: Group) -> io::Result<Option<Group>> {
+    let above = (u64::from(member.level) + 1) << LEVEL_SHIFT;
+    // A relation is noted with both: the other group is where an item's offset says.
+    let found = first_item(any, QUOTA_TREE, member.id(), RELATION, above)?;
+    Ok(found.map(Group::from_id))
+}
+
+/// Offset of the first item of an object that is of a kind and whose offset is not below `from`.
+fn first_item(any: impl AsFd, tree: u64, object: u64, kind: u32, from: u64) -> io::Result<Option<u64>> {
+    /// Place of the offset in `struct btrfs_ioctl_search_header`.
+    const OFFSET: usize = 16;
     let mut args = SearchArgs {
-        tree: ROOT_TREE,
-        objects: [id, id],
-        offsets: [0, u64::MAX],
+        tree,
+        objects: [object, object],
+        offsets: [from, u64::MAX],
         transactions: [0, u64::MAX],
-        kinds: [ROOT_ITEM, ROOT_ITEM],
+        kinds: [kind, kind],
         items: 1,
         unused: [0; 9],
         found: [0; 3992],
@@ -227,7 +253,11 @@ pub fn subvolume_exists(any: impl AsFd, id: u64) -> io::Result<bool> {
     // SAFETY: the request reads and writes a `btrfs_ioctl_search_args`, which `args` is (size asserted
     // above) and which lives through the call.
     check(unsafe { libc::ioctl(any.as_fd().as_raw_fd(), TREE_SEARCH, &raw mut args) })?;
-    Ok(args.items > 0)
+    if args.items == 0 {
+        return Ok(None);
+    }
+    let offset = args.found.get(OFFSET..).and_then(|rest| rest.first_chunk());
+    Ok(offset.map(|bytes| u64::from_ne_bytes(*bytes)))
 }
 
 #[cfg(test)]
@@ -247,6 +277,8 @@ mod tests {
     #[test]
     fn the_level_stands_above_the_number() {
         assert_eq!(Group::of(257).id(), 257);
-        assert_eq!(Group { level: 2, number: 1 }.id(), (2 << 48) | 1);
+        let group = Group { level: 2, number: 1 };
+        assert_eq!(group.id(), (2 << 48) | 1);
+        assert_eq!(Group::from_id(group.id()), group);
     }
 }

@@ -5,6 +5,7 @@ pub mod bpf;
 pub mod btrfs;
 pub mod btrfs_devices;
 pub mod btrfs_quota;
+pub mod btrfs_snapshots;
 pub mod loopdev;
 pub mod mounts;
 pub mod netlink;

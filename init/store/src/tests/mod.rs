@@ -7,6 +7,7 @@ mod layers;
 mod members;
 mod quotas;
 mod roots;
+mod snapshots;
 mod speed;
 mod volumes;
 
