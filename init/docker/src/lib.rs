@@ -20,6 +20,7 @@ pub mod query;
 mod registry;
 pub mod routes;
 mod serve;
+mod snapshots;
 mod streams;
 mod system;
 pub mod tls;

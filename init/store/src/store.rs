@@ -202,6 +202,11 @@ impl Store {
         })
     }
 
+    /// Writes to the disk what is on its way there.
+    pub fn flush(&self) -> Result<()> {
+        rustix::fs::syncfs(&self.root).during("flush the pool")
+    }
+
     pub fn hold(&self) -> Hold<'_> {
         self.index().holds += 1;
         Hold { store: self }

@@ -13,6 +13,7 @@ use super::container::{Container, Record, states};
 use super::{config, create, ending, revive, run};
 use crate::engine::Engine;
 use crate::http::{Result, blocking};
+use crate::snapshots;
 use crate::streams::Streams;
 
 /// Label of a container that the recipe asks for, with the request it was made by.
@@ -41,6 +42,7 @@ pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors:
     for survivor in survivors {
         ended.extend(adopt(&engine, &store, survivor).await);
     }
+    snapshots::thaw_left(&engine).await;
     // Only now is it known what those that run use.
     for container in ended {
         run::clean_up(&engine, &container, &store).await;
@@ -64,7 +66,9 @@ pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors:
 fn sweep(store: &Store, known: &[Arc<Container>], successor: bool) -> Result<Vec<String>, store::Error> {
     let recorded: HashSet<String> = states(store)?.list()?.into_iter().collect();
     let roots: HashSet<String> = store.roots().into_iter().map(|(id, _)| id).collect();
-    for id in roots.difference(&recorded) {
+    let (with_snapshots, _) = store.with_snapshots()?;
+    let left = roots.iter().chain(&with_snapshots);
+    for id in left.filter(|id| !recorded.contains(*id)) {
         store.remove_root(id)?;
     }
     let rootless = known.iter().map(|container| container.id.clone());

@@ -37,14 +37,18 @@ pub(crate) async fn start(engine: &Arc<Engine>, req: &Request) -> Result<Respons
 
 /// How long a stop waits before it kills; none is for ever.
 fn patience(req: &Request, container: &Container) -> Result<Option<Duration>> {
-    let seconds = req
-        .query
-        .number::<i64>("t")?
-        .or(container.record().config.stop_timeout);
-    Ok(match seconds {
-        None => Some(STOP_LIMIT),
+    Ok(match req.query.number::<i64>("t")? {
+        None => own_patience(container),
         Some(seconds) => u64::try_from(seconds).ok().map(Duration::from_secs),
     })
+}
+
+/// The same where nobody says how long.
+pub(crate) fn own_patience(container: &Container) -> Option<Duration> {
+    match container.record().config.stop_timeout {
+        None => Some(STOP_LIMIT),
+        Some(seconds) => u64::try_from(seconds).ok().map(Duration::from_secs),
+    }
 }
 
 fn signal(req: &Request) -> Result<Option<i32>> {

@@ -12,6 +12,7 @@ use super::registry::new_id;
 use super::{modes, mounts, names, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, json};
+use crate::snapshots;
 
 pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
     let body: Value = req.json().await?;
@@ -46,8 +47,50 @@ fn check_platform(platform: &str) -> Result<()> {
     }
 }
 
+/// What a container's root begins with.
+enum Origin {
+    /// The image that is asked for.
+    Image,
+    /// What a snapshot of another has, or that other now; with the same configuration.
+    Zone {
+        record: Record,
+        snapshot: Option<String>,
+    },
+}
+
 /// Makes a container; an empty name has one made up.
 pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Result<Arc<Container>> {
+    let image = engine.store().await?.resolve(&wanted.config.image)?;
+    make_with(engine, name, wanted, image, Origin::Image).await
+}
+
+/// The same from another container, with its configuration.
+pub(crate) async fn make_of(
+    engine: &Arc<Engine>,
+    name: &str,
+    origin: Record,
+    snapshot: Option<String>,
+) -> Result<Arc<Container>> {
+    // Not by its name: that may be another image's by now.
+    let image = engine.store().await?.resolve(&origin.image)?;
+    let wanted = Wanted {
+        config: origin.config.clone(),
+        host: origin.host.clone(),
+    };
+    let origin = Origin::Zone {
+        record: origin,
+        snapshot,
+    };
+    make_with(engine, name, wanted, image, origin).await
+}
+
+async fn make_with(
+    engine: &Arc<Engine>,
+    name: &str,
+    wanted: Wanted,
+    image: Image,
+    origin: Origin,
+) -> Result<Arc<Container>> {
     let name = name.strip_prefix('/').unwrap_or(name);
     if !name.is_empty() && !names::is_valid(name) {
         return Err(ApiError::bad_request(format!(
@@ -55,7 +98,6 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
         )));
     }
     let store = engine.store().await?;
-    let image = store.resolve(&wanted.config.image)?;
     let Wanted { config, host } = wanted;
     let mut wanted = Wanted {
         config: merge(config, &image),
@@ -115,7 +157,7 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
     let turn = container.turn.lock().await;
     let placed = {
         let (store, container) = (store.clone(), container.clone());
-        blocking(move || place(&store, &container, &image)).await
+        blocking(move || place(&store, &container, &image, &origin)).await
     };
     if let Err(error) = placed {
         engine.containers.remove(&container.id);
@@ -131,10 +173,19 @@ pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Re
     Ok(container)
 }
 
-fn place(store: &Store, container: &Container, image: &Image) -> Result<()> {
+fn place(store: &Store, container: &Container, image: &Image, origin: &Origin) -> Result<()> {
     let limit = container.lock().host.storage_limit()?;
-    store.create_root(&container.id, &image.id, limit)?;
-    let filled = mounts::fill(store, &container.record(), &image.id);
+    let filled = match origin {
+        Origin::Image => {
+            store.create_root(&container.id, &image.id, limit)?;
+            Ok(())
+        }
+        Origin::Zone { record, snapshot } => {
+            store.clone_root(&record.id, snapshot.as_deref(), &container.id, limit)?;
+            snapshots::fill(store, record, &container.record())
+        }
+    };
+    let filled = filled.and_then(|()| mounts::fill(store, &container.record(), &image.id));
     filled.and_then(|()| Ok(container.save(store)?)).inspect_err(|_| {
         // What is left of it is collected with the store's next opening.
         let _ = store.remove_root(&container.id);

@@ -42,13 +42,17 @@ use std::sync::Arc;
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
 pub(crate) use config::nullable;
 pub(crate) use container::{Container, Record, Status};
+pub(crate) use control::own_patience;
+pub(crate) use create::make_of;
+pub(crate) use ending::stop;
 pub(crate) use errand::{discard, make, run_to_end};
 pub(crate) use files::MADE;
 pub(crate) use list::{sizes, summary};
 pub(crate) use log_driver::Driver as LogDriver;
 pub(crate) use mounts::clean;
-pub(crate) use pause::awake;
+pub(crate) use pause::{awake, is_paused};
 pub(crate) use registry::{Containers, new_id};
+pub(crate) use run::start;
 
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result};

@@ -91,7 +91,7 @@ pub(crate) fn check_options(name: &str, options: &BTreeMap<String, String>) -> R
 }
 
 /// Reads a volume. Blocks.
-fn read(store: &Store, name: &str) -> Result<Volume> {
+pub(crate) fn read(store: &Store, name: &str) -> Result<Volume> {
     if check_name(name).is_err() {
         return Err(no_such_volume(name));
     }
@@ -170,6 +170,35 @@ pub(crate) fn backing_of(store: &Store, name: &str) -> Result<Backing> {
     }
 }
 
+/// Whether what a volume holds lies in the pool. Blocks.
+pub(crate) fn in_pool(store: &Store, name: &str) -> Result<bool> {
+    Ok(matches!(backing_of(store, name)?, Backing::Pool { .. }))
+}
+
+/// Bytes that a volume may have of the pool.
+pub(crate) fn limit(volume: &Volume) -> Result<Option<u64>> {
+    local::limit(&volume.name, &volume.options)
+}
+
+/// As [`limit`] of a stored volume. Blocks.
+pub(crate) fn limit_of(store: &Store, name: &str) -> Result<Option<u64>> {
+    limit(&read(store, name)?)
+}
+
+/// Whether there is a volume of this name, be its record damaged. Blocks.
+pub(crate) fn exists(store: &Store, name: &str) -> Result<bool> {
+    Ok(states(store)?.list()?.iter().any(|known| known == name))
+}
+
+/// Writes the record of a new volume, whose content is there. Blocks.
+pub(crate) fn keep(store: &Store, volume: &Volume) -> Result<()> {
+    Ok(states(store)?.write(&volume.name, volume)?)
+}
+
+pub(crate) fn tell_made(engine: &Engine, name: &str) {
+    tell(engine, "create", name, []);
+}
+
 /// The volumes' turn for whoever mounts those of a container; none for one that has no volumes.
 pub(crate) async fn turn<'a>(engine: &'a Engine, record: &Record) -> Option<tokio::sync::MutexGuard<'a, ()>> {
     if record.mounts.iter().all(|point| point.volume().is_none()) {
@@ -202,7 +231,7 @@ pub(crate) async fn release(engine: &Engine, store: &Arc<Store>, record: &Record
     Ok(())
 }
 
-fn uses(record: &Record, name: &str) -> bool {
+pub(crate) fn uses(record: &Record, name: &str) -> bool {
     let mut volumes = record.mounts.iter().filter_map(|point| point.volume());
     volumes.any(|volume| volume.name == name)
 }

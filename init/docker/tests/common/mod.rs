@@ -361,6 +361,43 @@ impl Machine {
         }
     }
 
+    /// Sends a request below `/monobloc/v1/`; gives the status and the answer's JSON documents.
+    pub(crate) fn ask(
+        &self,
+        method: &str,
+        path: &str,
+        body: &serde_json::Value,
+    ) -> (u32, Vec<serde_json::Value>) {
+        let file = |name: &str| self.dir.join(name);
+        // Without a look at the certificate: the harness gives its authority and its node one name, which
+        // curl takes for one certificate.
+        let output = Command::new("curl")
+            .args([
+                "-sSk",
+                "-X",
+                method,
+                "-w",
+                "\n%{http_code}",
+                "-d",
+                &body.to_string(),
+            ])
+            .arg("--cert")
+            .arg(file("cert.pem"))
+            .arg("--key")
+            .arg(file("key.pem"))
+            .arg(format!("https://127.0.0.1:{}/monobloc/v1/{path}", self.port))
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (answer, status) = text.rsplit_once('\n').unwrap();
+        let documents = serde_json::Deserializer::from_str(answer).into_iter();
+        (
+            status.parse().unwrap(),
+            documents.map(|document| document.unwrap()).collect(),
+        )
+    }
+
     /// Waits until something holds that nobody tells of.
     pub(crate) fn until(&self, holds: impl Fn() -> bool) {
         let deadline = Instant::now() + LIMIT;
