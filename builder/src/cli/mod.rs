@@ -11,6 +11,7 @@ mod inspect;
 mod logs;
 mod pick;
 mod pool;
+mod snapshot;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ enum Command {
     UpgradeSupervisor(UpgradeSupervisor),
     Disks(pool::Disks),
     Pool(pool::Pool),
+    Snapshot(snapshot::Snapshot),
 }
 
 /// Build a recipe, boot it in QEMU, and run a first container
@@ -196,6 +198,7 @@ pub(crate) fn main() -> ExitCode {
         Command::UpgradeSupervisor(arguments) => upgrade::run(&arguments),
         Command::Disks(arguments) => pool::disks(&arguments),
         Command::Pool(arguments) => pool::pool(&arguments),
+        Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -168,7 +168,7 @@ fn order(verb: &'static str, disks: &[String], old: Option<String>) -> Order {
     }
 }
 
-fn api(machine: Option<&str>) -> anyhow::Result<(String, Api)> {
+pub(super) fn api(machine: Option<&str>) -> anyhow::Result<(String, Api)> {
     let (machine, _) = pick::running(machine)?;
     let name = machine.name().to_owned();
     let record = machine.record();
@@ -245,7 +245,7 @@ fn identity(disk: &Disk) -> String {
 }
 
 /// Waits for a yes, which `--yes` says beforehand.
-fn ask(question: &str, yes: bool) -> anyhow::Result<()> {
+pub(super) fn ask(question: &str, yes: bool) -> anyhow::Result<()> {
     if yes {
         return Ok(());
     }

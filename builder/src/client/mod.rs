@@ -7,10 +7,12 @@
 pub mod context;
 pub mod greeting;
 mod pool;
+mod snapshots;
 pub mod tls;
 mod upgrade;
 
 pub use pool::{Disk, Order, Stage};
+pub use snapshots::{Kind, Subject};
 pub use upgrade::Upgraded;
 
 use std::future::Future;

@@ -53,7 +53,7 @@ enum Origin {
     Image,
     /// What a snapshot of another has, or that other now; with the same configuration.
     Zone {
-        record: Record,
+        record: Box<Record>,
         snapshot: Option<String>,
     },
 }
@@ -78,7 +78,7 @@ pub(crate) async fn make_of(
         host: origin.host.clone(),
     };
     let origin = Origin::Zone {
-        record: origin,
+        record: Box::new(origin),
         snapshot,
     };
     make_with(engine, name, wanted, image, origin).await
