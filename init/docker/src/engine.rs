@@ -19,6 +19,7 @@ use crate::containers::{self, Container, Containers};
 use crate::events::Events;
 use crate::exec::Execs;
 use crate::http::{ApiError, Result};
+use crate::memo::{self, Memo};
 use crate::volumes::Volumes;
 
 /// Name under which process 1 keeps the mark that the machine was brought up.
@@ -92,6 +93,7 @@ pub struct Engine {
     pub(crate) containers: Containers,
     pub(crate) execs: Execs,
     pub(crate) volumes: Volumes,
+    pub(crate) memo: Memo,
     pub(crate) started: Instant,
     ending: AtomicBool,
     /// What a predecessor left, until the store tells which containers it belongs to.
@@ -109,7 +111,7 @@ impl Engine {
     pub fn new(
         zones: Zones,
         survivors: Vec<Survivor>,
-        kept: HashMap<String, OwnedFd>,
+        mut kept: HashMap<String, OwnedFd>,
         config: EngineConfig,
     ) -> Arc<Self> {
         // What else is kept lies with its process.
@@ -121,6 +123,7 @@ impl Engine {
             containers: Containers::default(),
             execs: Execs::default(),
             volumes: Volumes::default(),
+            memo: Memo::restore(kept.remove(memo::KEPT)),
             started: Instant::now(),
             ending: AtomicBool::new(false),
             inherited: Mutex::new(survivors),
@@ -250,6 +253,18 @@ impl Engine {
     pub(crate) fn tell(&self, kind: &'static str, action: &str, container: &Container) {
         self.events
             .tell(kind, action, &container.id, container.record().attributes());
+    }
+
+    /// As [`tell`](Self::tell) of a container, with attributes beside the container's own.
+    pub(crate) fn tell_more(
+        &self,
+        action: &str,
+        container: &Container,
+        more: impl IntoIterator<Item = (&'static str, String)>,
+    ) {
+        let mut attributes = container.record().attributes();
+        attributes.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
+        self.events.tell("container", action, &container.id, attributes);
     }
 
     pub(crate) fn tell_exit(&self, container: &Container, code: i32) {

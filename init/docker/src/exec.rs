@@ -1,5 +1,7 @@
 //! Processes that are added to a running container.
 
+mod restore;
+
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,7 +10,7 @@ use std::time::{Duration, Instant};
 use hyper::StatusCode;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process_group};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
@@ -21,10 +23,14 @@ use crate::http::{ApiError, Hijack, Request, Response, Result, blocking, empty, 
 use crate::streams::{self, Attachment, Source, Streams, frame, parse_detach_keys};
 use crate::users::Databases;
 
+pub(crate) use restore::{adopt, adopt_rest};
+
 /// How long one that has ended can be asked for.
 const REMEMBERED: Duration = Duration::from_secs(300);
 /// How long a terminal's size waits for the terminal.
 const TERMINAL_LIMIT: Duration = Duration::from_secs(10);
+/// Begins the second half of the key of a process that the engine itself has added.
+pub(crate) const PROBE: &str = "probe-";
 /// How long what it left running may keep its output open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -43,9 +49,15 @@ impl Execs {
     }
 
     fn add(&self, exec: Arc<Exec>) {
+        self.lock().insert(exec.id.clone(), exec);
+    }
+
+    /// Takes out what cannot be asked for any more.
+    fn forget(&self) -> Vec<Arc<Exec>> {
         let mut all = self.lock();
-        all.retain(|_, old| !old.is_forgotten());
-        all.insert(exec.id.clone(), exec);
+        all.extract_if(|_, old| old.is_forgotten())
+            .map(|(_, old)| old)
+            .collect()
     }
 
     /// Ids of a container's running ones; null if there are none, as Docker has it.
@@ -59,7 +71,7 @@ impl Execs {
     }
 }
 
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct Wanted {
     attach_stdin: bool,
@@ -91,6 +103,8 @@ pub(crate) struct Exec {
     id: String,
     container: Arc<Container>,
     wanted: Wanted,
+    /// The engine's, which nobody can ask for.
+    own: bool,
     phase: Mutex<Phase>,
     streams: Streams,
 }
@@ -120,6 +134,21 @@ impl Exec {
         // After the code is there: a client asks for it as soon as the output ends.
         self.streams.close_for_good();
     }
+
+    fn command(&self) -> &[String] {
+        self.wanted.cmd.as_deref().unwrap_or_default()
+    }
+
+    /// As Docker tells of it: an end by its code, the rest by the command.
+    fn tell(&self, engine: &Engine, action: &str, code: Option<i32>) {
+        let action = match code {
+            Some(_) => action.to_owned(),
+            None => format!("{action}: {}", self.command().join(" ")),
+        };
+        let code = code.map(|code| ("exitCode", code.to_string()));
+        let more = [("execID", self.id.clone())].into_iter().chain(code);
+        engine.tell_more(&action, &self.container, more);
+    }
 }
 
 pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
@@ -144,16 +173,20 @@ pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Res
         id: new_id()?,
         container,
         wanted,
+        own: false,
         phase: Mutex::new(Phase::Created),
         streams: Streams::default(),
     });
     let id = exec.id.clone();
-    let action = format!(
-        "exec_create: {}",
-        exec.wanted.cmd.clone().unwrap_or_default().join(" ")
-    );
-    engine.tell("container", &action, &exec.container);
+    exec.tell(engine, "exec_create", None);
+    restore::note(engine, &exec, None).await;
     engine.execs.add(exec);
+    for old in engine.execs.forget() {
+        engine
+            .memo
+            .remove(engine.zones.keeper(), &restore::key(&old.id))
+            .await;
+    }
     json(StatusCode::CREATED, &json!({"Id": id}))
 }
 
@@ -189,8 +222,8 @@ async fn resize(exec: &Exec, req: &Request) -> Result<Response> {
 }
 
 fn inspect(exec: &Exec) -> Result<Response> {
-    let command = exec.wanted.cmd.clone().unwrap_or_default();
-    let (entrypoint, arguments) = command
+    let (entrypoint, arguments) = exec
+        .command()
         .split_first()
         .map_or(("", &[][..]), |(first, rest)| (first.as_str(), rest));
     let (code, pid) = match &*exec.phase() {
@@ -279,7 +312,12 @@ async fn serve(
 /// Starts the process; its output and its end are seen to from then on.
 async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -> Result<()> {
     // A full stop tells an added process's key from a zone's.
-    let key = format!("{}.{}", exec.container.id, exec.id);
+    let key = format!(
+        "{}.{}{}",
+        exec.container.id,
+        if exec.own { PROBE } else { "" },
+        exec.id
+    );
     let started = async {
         let zone = exec.container.running()?;
         let process = prepare(exec, &zone, size).await?;
@@ -290,9 +328,15 @@ async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -
     let (process, stdio) = match started.await {
         Ok(started) => started,
         Err(error) => {
-            if matches!(*exec.phase(), Phase::Starting) {
-                exec.end(126);
+            let ended = match &*exec.phase() {
+                Phase::Ended { code, .. } => Some(*code),
+                _ => None,
+            };
+            let code = ended.unwrap_or(126);
+            if ended.is_none() {
+                exec.end(code);
             }
+            restore::note(engine, exec, Some(code)).await;
             return Err(error);
         }
     };
@@ -300,11 +344,7 @@ async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -
     let ends =
         ends.map_err(|error| ApiError::internal(format!("Cannot take the process's output: {error}.")))?;
     *exec.phase() = Phase::Running(Arc::new(process));
-    let action = format!(
-        "exec_start: {}",
-        exec.wanted.cmd.clone().unwrap_or_default().join(" ")
-    );
-    engine.tell("container", &action, &exec.container);
+    exec.tell(engine, "exec_start", None);
     let pumping = {
         let exec = exec.clone();
         tokio::spawn(async move { exec.streams.pump(ends).await })
@@ -348,7 +388,7 @@ async fn prepare(
         spec::added(
             &record,
             spec::Added {
-                args: wanted.cmd.as_deref().unwrap_or_default(),
+                args: exec.command(),
                 env: wanted.env.as_deref().unwrap_or_default(),
                 cwd: wanted.working_dir.as_deref().unwrap_or_default(),
                 user,
@@ -379,9 +419,11 @@ pub(crate) async fn probe(
             cmd: Some(command.to_vec()),
             ..Wanted::default()
         },
+        own: true,
         phase: Mutex::new(Phase::Starting),
         streams: Streams::default(),
     });
+    exec.tell(engine, "exec_create", None);
     let mut listener = exec.streams.listen();
     run(engine, &exec, None).await?;
     let mut output = Vec::new();
@@ -414,9 +456,15 @@ async fn bury(engine: Arc<Engine>, exec: Arc<Exec>, key: String, mut pumping: Jo
     if tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await.is_err() {
         pumping.abort();
     }
-    exec.end(exit.code);
-    engine.tell("container", "exec_die", &exec.container);
-    if let Err(error) = engine.zones.acknowledge(&key).await {
+    settle(&engine, &exec, exit.code, &key).await;
+}
+
+/// Tells of the end, notes it, and only then has process 1 forget it.
+async fn settle(engine: &Engine, exec: &Exec, code: i32, key: &str) {
+    exec.end(code);
+    exec.tell(engine, "exec_die", Some(code));
+    restore::note(engine, exec, Some(code)).await;
+    if let Err(error) = engine.zones.acknowledge(key).await {
         eprintln!("process {key}: cannot clean up after it: {error}");
     }
 }

@@ -15,6 +15,7 @@ pub mod events;
 mod exec;
 pub mod http;
 pub mod images;
+mod memo;
 mod networks;
 pub mod query;
 mod registry;

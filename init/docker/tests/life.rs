@@ -8,6 +8,7 @@
 mod common;
 
 use common::{Machine, with_machine, with_supervisors};
+use serde_json::{Value, json};
 
 fn health(machine: &Machine, name: &str) -> String {
     machine.out(&["inspect", "-f", "{{.State.Health.Status}}", name])
@@ -357,4 +358,161 @@ fn what_does_not_run_is_pruned_by_age_and_label_and_the_space_that_comes_back_is
         assert!((8_000_000..9_000_000).contains(&bytes), "{events}");
         machine.out(&["rm", "-f", "up", "one"]);
     });
+}
+
+/// Makes an added process by the API; its id.
+fn add(machine: &Machine, container: &str, command: &[&str]) -> String {
+    let body = json!({"Cmd": command, "AttachStdin": true, "AttachStdout": true});
+    let (status, answer) = machine.ask_at("POST", &format!("containers/{container}/exec"), &body);
+    assert_eq!(status, 201, "{answer:?}");
+    answer[0]["Id"].as_str().unwrap().to_owned()
+}
+
+fn begin(machine: &Machine, exec: &str) {
+    let (status, answer) = machine.ask_at("POST", &format!("exec/{exec}/start"), &json!({"Detach": true}));
+    assert_eq!(status, 200, "{answer:?}");
+}
+
+fn look(machine: &Machine, exec: &str) -> Value {
+    let (status, mut answer) = machine.ask_at("GET", &format!("exec/{exec}/json"), &Value::Null);
+    assert_eq!(status, 200, "{answer:?}");
+    answer.remove(0)
+}
+
+#[test]
+fn an_added_process_has_its_exit_code_whatever_becomes_of_the_supervisor() {
+    let ids = std::sync::Mutex::new(Vec::new());
+    let first = |machine: &Machine| {
+        machine.out(&["run", "-d", "--name", "host", "busybox", "sleep", "600"]);
+        let commands: [&[&str]; 6] = [
+            &["sh", "-c", "exit 7"],
+            &["/no/such/program"],
+            // It ends as soon as its input does, and that ends with the client.
+            &["sh", "-c", "cat; exit 8"],
+            &["sh", "-c", "until test -e /go; do sleep 0.1; done; exit 9"],
+            &["sh", "-c", "exit 10"],
+            &["sleep", "600"],
+        ];
+        let made: Vec<String> = commands
+            .iter()
+            .map(|command| add(machine, "host", command))
+            .collect();
+        begin(machine, &made[0]);
+        machine.ask_at(
+            "POST",
+            &format!("exec/{}/start", made[1]),
+            &json!({"Detach": true}),
+        );
+        for id in [&made[2], &made[3], &made[5]] {
+            begin(machine, id);
+        }
+        machine.until(|| look(machine, &made[0])["ExitCode"] == 7);
+        // Many notes: what is out of date in the memory is given up.
+        for _ in 0..40 {
+            add(machine, "host", &["echo", &"x".repeat(4000)]);
+        }
+        ids.lock().unwrap().extend(made);
+    };
+    let second = |machine: &Machine| {
+        let ids = ids.lock().unwrap();
+        assert_eq!(look(machine, &ids[0])["ExitCode"], 7);
+        assert_eq!(look(machine, &ids[1])["ExitCode"], 127);
+        machine.until(|| look(machine, &ids[2])["ExitCode"] == 8);
+        let runs = look(machine, &ids[3]);
+        assert_eq!(
+            (&runs["Running"], &runs["ExitCode"]),
+            (&json!(true), &Value::Null)
+        );
+        assert_ne!(runs["Pid"], 0);
+        let listed = machine.out(&["inspect", "-f", "{{.ExecIDs}}", "host"]);
+        assert!(
+            listed.contains(&ids[3]) && listed.contains(&ids[5]) && !listed.contains(&ids[0]),
+            "{listed}"
+        );
+        machine.out(&["exec", "host", "sh", "-c", "echo > /go"]);
+        machine.until(|| look(machine, &ids[3])["ExitCode"] == 9);
+        // One that was not begun yet can be.
+        begin(machine, &ids[4]);
+        machine.until(|| look(machine, &ids[4])["ExitCode"] == 10);
+        let again = machine.ask_at(
+            "POST",
+            &format!("exec/{}/start", ids[0]),
+            &json!({"Detach": true}),
+        );
+        assert_eq!(again.0, 409, "{again:?}");
+    };
+    let third = |machine: &Machine| {
+        let ids = ids.lock().unwrap();
+        for (id, code) in [(0, 7), (2, 8), (3, 9), (4, 10)] {
+            assert_eq!(look(machine, &ids[id])["ExitCode"], code);
+        }
+        let shown = look(machine, &ids[4]);
+        assert_eq!(shown["ProcessConfig"]["arguments"], json!(["-c", "exit 10"]));
+        machine.out(&["rm", "-f", "host"]);
+        machine.until(|| look(machine, &ids[5])["ExitCode"] == 137);
+    };
+    with_supervisors(&[&first, &second, &third]);
+}
+
+#[test]
+fn what_health_checks_have_found_outlives_the_supervisor_and_the_container() {
+    let found = |machine: &Machine, name: &str| {
+        let form = "{{.State.Health.Status}} {{.State.Health.FailingStreak}} {{range .State.Health.Log}}{{.Output}},{{end}}";
+        machine.out(&["inspect", "-f", form, name])
+    };
+    let run = |machine: &Machine, name: &str, check: &str| {
+        let check = format!("echo -n x >> /times; cat /times; {check}");
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            name,
+            "--health-cmd",
+            &check,
+            "--health-interval",
+            "1s",
+            "--health-retries",
+            "2",
+            "busybox",
+            "sleep",
+            "600",
+        ]);
+    };
+    let streak = |machine: &Machine, name: &str| -> u32 {
+        let found = found(machine, name);
+        found.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    let last = std::sync::Mutex::new(String::new());
+    let first = |machine: &Machine| {
+        run(machine, "sick", "false");
+        run(machine, "hangs", "sleep 599");
+        machine.until(|| streak(machine, "sick") >= 3);
+    };
+    let second = |machine: &Machine| {
+        // Each result tells how many there have been.
+        let inherited = found(machine, "sick");
+        assert!(
+            inherited.starts_with("unhealthy ") && inherited.contains(",xxx,"),
+            "{inherited}"
+        );
+        // Nobody waits any more for the check that the last supervisor has begun.
+        let checks = || machine.out(&["top", "hangs"]).matches("sleep 599").count();
+        machine.until(|| checks() <= 1);
+        machine.until(|| streak(machine, "sick") >= 6);
+        machine.out(&["rm", "-f", "hangs"]);
+        machine.out(&["kill", "sick"]);
+        *last.lock().unwrap() = found(machine, "sick");
+    };
+    let third = |machine: &Machine| {
+        let ended = found(machine, "sick");
+        assert!(
+            ended.starts_with("unhealthy ") && ended.matches(',').count() == 5,
+            "{ended}"
+        );
+        assert_eq!(ended, *last.lock().unwrap());
+        machine.out(&["start", "sick"]);
+        assert!(found(machine, "sick").starts_with("starting "));
+        machine.out(&["rm", "-f", "sick"]);
+    };
+    with_supervisors(&[&first, &second, &third]);
 }

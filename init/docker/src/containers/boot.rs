@@ -10,8 +10,9 @@ use store::Store;
 use zones::{Process, Stdio, Survivor};
 
 use super::container::{Container, Record, states};
-use super::{config, create, ending, revive, run};
+use super::{config, create, ending, health, revive, run};
 use crate::engine::Engine;
+use crate::exec;
 use crate::http::{Result, blocking};
 use crate::snapshots;
 use crate::streams::Streams;
@@ -47,6 +48,8 @@ pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors:
     for container in ended {
         run::clean_up(&engine, &container, &store).await;
     }
+    exec::adopt_rest(&engine).await;
+    health::forget_ended(&engine).await;
     let all = engine.containers.all();
     let idle = all.into_iter().filter(|container| container.process().is_none());
     let judged: Vec<_> = idle
@@ -125,7 +128,13 @@ async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor)
         }
         // A process that was added to a zone: its client has gone with the predecessor.
         (None, stdio) if added => {
-            tokio::spawn(drain(engine.clone(), process, stdio));
+            if let Err((process, stdio)) = exec::adopt(engine, process, stdio, runs) {
+                // A check of its health, whose result nobody waits for any more.
+                if process.key.contains(&format!(".{}", exec::PROBE)) {
+                    let _ = process.signal(ending::SIGKILL);
+                }
+                tokio::spawn(drain(engine.clone(), process, stdio));
+            }
         }
         // A zone that nothing is known of, or nothing can be heard of, is of no use to anybody.
         (_, stdio) => {

@@ -85,6 +85,9 @@ pub(crate) struct Record {
     pub(crate) restarts: u32,
     /// Somebody asked it to stop: `unless-stopped` leaves it so.
     pub(crate) stopped: bool,
+    /// How it was when it ended, if it was checked.
+    #[serde(default)]
+    pub(crate) health: Option<Health>,
 }
 
 impl Record {
@@ -171,6 +174,7 @@ impl Container {
         };
         Arc::new(Self {
             id: record.id.clone(),
+            health: Mutex::new(record.health.clone()),
             record: Mutex::new(record),
             turn: Arc::default(),
             removal: tokio::sync::Mutex::default(),
@@ -181,7 +185,6 @@ impl Container {
             log_turn: Arc::default(),
             life: watch::channel(life).0,
             user_namespace: Mutex::default(),
-            health: Mutex::default(),
         })
     }
 

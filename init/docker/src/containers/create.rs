@@ -140,6 +140,7 @@ async fn make_with(
         error: String::new(),
         restarts: 0,
         stopped: false,
+        health: None,
     };
     let added = match engine.containers().await {
         Ok(containers) => containers.add(record),

@@ -1,15 +1,19 @@
 //! Health checks: a command that runs in a container again and again and says how it is.
 //!
-//! A check runs as long as its container's process does; a supervisor that takes a container over
-//! begins a new one. What it has found is not stored.
+//! A check runs as long as its container's process does; a supervisor that takes a container over goes on
+//! with what its predecessor has found, of which the memo tells ([`crate::memo`]): a result is of use only
+//! as long as the process runs, so none is worth the wait for a disk. With the container's end the last
+//! results become part of its record, which is written then anyway.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use store::Healthcheck;
-use tokio::time::Instant;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::container::Container;
 use super::pause;
@@ -26,14 +30,15 @@ const KEPT: usize = 5;
 const MAX_OUTPUT: usize = 4096;
 
 /// How a container is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Health {
     pub(crate) status: HealthStatus,
     failing: u64,
     log: VecDeque<Value>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum HealthStatus {
     Starting,
     Healthy,
@@ -51,11 +56,12 @@ impl HealthStatus {
 }
 
 impl Health {
-    fn new() -> Self {
+    /// At a start; the results of the life before are shown until there are others.
+    fn begun(before: Option<Self>) -> Self {
         Self {
             status: HealthStatus::Starting,
             failing: 0,
-            log: VecDeque::new(),
+            log: before.map(|before| before.log).unwrap_or_default(),
         }
     }
 
@@ -101,15 +107,61 @@ fn or(nanoseconds: i64, default: Duration) -> Duration {
         .map_or(default, Duration::from_nanos)
 }
 
+/// What the memo has of a container: when that life of it began, and what was found in it.
+type Noted = (String, Health);
+
+const BEGINNING: &str = "health ";
+
+fn key(id: &str) -> String {
+    format!("{BEGINNING}{id}")
+}
+
+/// The container has ended: as Docker has it, it is not well then.
+pub(super) fn end(container: &Container) {
+    let ended = container.change_health(|health| {
+        health.status = HealthStatus::Unhealthy;
+        true
+    });
+    if ended.is_some() {
+        container.lock().health = container.health();
+    }
+}
+
+/// The record is written.
+pub(super) async fn forget(engine: &Engine, container: &Container) {
+    let keeper = engine.zones.keeper();
+    engine.memo.remove(keeper, &key(&container.id)).await;
+}
+
+/// Forgets what a predecessor has noted of containers that have ended since.
+pub(super) async fn forget_ended(engine: &Engine) {
+    for key in engine.memo.keys(BEGINNING) {
+        let id = key.strip_prefix(BEGINNING).unwrap_or_default();
+        let runs = engine
+            .containers
+            .find(id)
+            .is_ok_and(|found| found.process().is_some());
+        if !runs {
+            engine.memo.remove(engine.zones.keeper(), &key).await;
+        }
+    }
+}
+
 /// Begins to check a container that has just started or was found running.
 pub(super) fn watch(engine: &Arc<Engine>, container: &Arc<Container>) {
-    let check = container.record().config.healthcheck.unwrap_or_default();
+    let record = container.record();
+    let check = record.config.healthcheck.unwrap_or_default();
     let shell = ["/bin/sh".to_owned(), "-c".to_owned()];
     let Some(command) = command(&check, &shell) else {
         container.set_health(None);
         return;
     };
-    container.set_health(Some(Health::new()));
+    let noted = engine.memo.get::<Noted>(&key(&container.id));
+    let found = match noted.filter(|(started, _)| *started == record.started) {
+        Some((_, found)) => found,
+        None => Health::begun(record.health),
+    };
+    container.set_health(Some(found));
     let (engine, container) = (engine.clone(), container.clone());
     tokio::spawn(async move {
         let mut life = container.life.subscribe();
@@ -122,11 +174,12 @@ pub(super) fn watch(engine: &Arc<Engine>, container: &Arc<Container>) {
 }
 
 async fn run(engine: &Arc<Engine>, container: &Arc<Container>, check: &Healthcheck, command: &[String]) {
-    let begun = Instant::now();
+    let started = container.lock().started.clone();
+    let begun = OffsetDateTime::parse(&started, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     let start_period = or(check.start_period, Duration::ZERO);
     let retries = u64::try_from(if check.retries > 0 { check.retries } else { RETRIES }).unwrap_or(1);
     loop {
-        let starting = || begun.elapsed() < start_period;
+        let starting = || OffsetDateTime::now_utc() - begun < start_period;
         let is_new = container
             .health()
             .is_some_and(|health| health.status == HealthStatus::Starting);
@@ -144,6 +197,13 @@ async fn run(engine: &Arc<Engine>, container: &Arc<Container>, check: &Healthche
         let shown = json!({"Start": start, "End": zones::log::now(), "ExitCode": code, "Output": output});
         let starts = starting();
         let changed = container.change_health(|health| health.take(code, retries, starts, shown));
+        if let Some(health) = container.health() {
+            let keeper = engine.zones.keeper();
+            engine
+                .memo
+                .set(keeper, &key(&container.id), &(&started, health))
+                .await;
+        }
         if let Some(status) = changed {
             engine.tell(
                 "container",
@@ -174,7 +234,7 @@ mod tests {
 
     #[test]
     fn a_status_changes_after_so_many_failures_and_with_the_first_success() {
-        let mut health = Health::new();
+        let mut health = Health::begun(None);
         let take = |health: &mut Health, code, starts| health.take(code, 2, starts, json!({}));
         assert!(!take(&mut health, 1, true) && health.failing == 0);
         assert!(!take(&mut health, 1, false));

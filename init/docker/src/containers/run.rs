@@ -410,6 +410,7 @@ async fn bury(
     };
     let ((), written) = tokio::join!(disconnect(&engine, &container.id), cleanup);
     report(&container.id, "write its state", written);
+    health::forget(&engine, &container).await;
     // Process 1 forgets it last: what is not done by then, a successor does.
     give_back(&engine, &container, &store).await;
     if container.record().host.auto_remove {
@@ -467,6 +468,7 @@ fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) ->
         }
         pause
     };
+    health::end(container);
     container.set_process(None);
     container.streams.close();
     container.life.send_modify(|life| {

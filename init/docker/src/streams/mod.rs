@@ -292,7 +292,7 @@ impl Streams {
     }
 
     /// Closes the process's standard input for good.
-    async fn close_input(&self) {
+    pub(crate) async fn close_input(&self) {
         let was = self.input.send_replace(Input::Closed);
         let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let (Input::Open(_), Some((zones, key))) = (was, keeper) {

@@ -19,6 +19,7 @@ use docker::{Engine, EngineConfig};
 use handover::{NodeBundle, RegistryConfig};
 use network::{Cidr, Network};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use serde_json::Value;
 use store::{Pool, Store};
 use sys::netlink::{new_namespace, run_in};
 use zones::keeper::{Server, Turn};
@@ -362,12 +363,12 @@ impl Machine {
     }
 
     /// Sends a request below `/monobloc/v1/`; gives the status and the answer's JSON documents.
-    pub(crate) fn ask(
-        &self,
-        method: &str,
-        path: &str,
-        body: &serde_json::Value,
-    ) -> (u32, Vec<serde_json::Value>) {
+    pub(crate) fn ask(&self, method: &str, path: &str, body: &Value) -> (u32, Vec<Value>) {
+        self.ask_at(method, &format!("monobloc/v1/{path}"), body)
+    }
+
+    /// As [`Self::ask`], at any path.
+    pub(crate) fn ask_at(&self, method: &str, path: &str, body: &Value) -> (u32, Vec<Value>) {
         let file = |name: &str| self.dir.join(name);
         // Without a look at the certificate: the harness gives its authority and its node one name, which
         // curl takes for one certificate.
@@ -385,7 +386,7 @@ impl Machine {
             .arg(file("cert.pem"))
             .arg("--key")
             .arg(file("key.pem"))
-            .arg(format!("https://127.0.0.1:{}/monobloc/v1/{path}", self.port))
+            .arg(format!("https://127.0.0.1:{}/{path}", self.port))
             .output()
             .unwrap();
         assert!(output.status.success(), "{output:?}");
