@@ -122,6 +122,35 @@ fn a_diff_tells_the_changes_and_an_export_has_them() {
 }
 
 #[test]
+fn a_diff_tells_of_folders_what_docker_tells() {
+    with_machine(|machine| {
+        let diff = |script: &str| {
+            machine.out(&["run", "--name", "one", "lib:1", "sh", "-c", script]);
+            let diff = machine.out(&["diff", "one"]);
+            machine.out(&["rm", "one"]);
+            diff.split('\n').map(str::to_owned).collect::<Vec<_>>().join(" ")
+        };
+        // Nothing that the container's start needs is missing in it.
+        let script =
+            "mkdir -p /a/b /proc /dev /sys; cd /etc; touch hosts hostname resolv.conf; echo > /a/b/c";
+        machine.out(&["run", "--name", "base", "busybox", "sh", "-c", script]);
+        machine.out(&["commit", "base", "lib:1"]);
+        assert_eq!(diff("true"), "");
+        assert_eq!(diff("chmod 700 /etc"), "C /etc");
+        assert_eq!(diff("chown 33:33 /a/b"), "C /a C /a/b");
+        assert_eq!(diff("echo 2 > /a/b/c"), "C /a C /a/b C /a/b/c");
+        assert_eq!(diff("rm /a/b/c"), "C /a C /a/b D /a/b/c");
+        assert_eq!(diff("echo > /a/n"), "C /a A /a/n");
+        // Copied up, and as they were: no change.
+        assert_eq!(diff(": >> /a/b/c"), "");
+        assert_eq!(diff("chmod 700 /a/b; chmod 755 /a/b"), "");
+        assert_eq!(diff("rm -r /a/b; mkdir /a/b"), "C /a C /a/b D /a/b/c");
+        machine.out(&["rm", "base"]);
+        machine.out(&["rmi", "lib:1"]);
+    });
+}
+
+#[test]
 fn a_commit_keeps_what_was_changed_and_what_was_taken_away() {
     with_machine(|machine| {
         let script = "echo new > /tmp/new; rm /etc/group; rm -r /root; mkdir /root; echo own > /root/own";

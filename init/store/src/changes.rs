@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FileType, Stat, fgetxattr};
+use rustix::fs::{FileType, Mode, OFlags, Stat, fgetxattr, openat};
 use rustix::io::Errno;
 
 use crate::error::{During, Error, Result};
@@ -11,6 +11,9 @@ use crate::folder;
 use crate::root::UPPER;
 use crate::store::Store;
 
+const CAPABILITY: &str = "security.capability";
+/// Bytes of the longest form, `struct vfs_ns_cap_data` of linux/capability.h.
+const CAPABILITY_LEN: usize = 24;
 const OPAQUE: &str = "trusted.overlay.opaque";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,10 +28,13 @@ pub struct Change {
     /// From the root on, with a slash before it.
     pub path: String,
     pub kind: ChangeKind,
+    /// False for a folder that has only become another by what is in it.
+    pub of_itself: bool,
 }
 
 impl Store {
-    /// What zone `zone` has changed, in the order of the paths; a folder stands before what is in it.
+    /// What zone `zone` has changed, in the order of the paths; a folder stands before what is in it. What
+    /// was copied up and left as it was is no change, as with Docker's comparison of two trees.
     ///
     /// # Errors
     /// There is no such zone, or its tree cannot be read.
@@ -89,10 +95,15 @@ fn compare(
             (None, Some(_)) => ChangeKind::Deleted,
             (None, None) => continue,
         };
-        changes.push(Change {
-            path: path.clone(),
-            kind,
-        });
+        let of_itself = match (&above, &below) {
+            (Some(above), Some(below)) if is_other(above, below) => true,
+            (Some(above), Some(_)) if is_file(above) => {
+                capability(upper, &name) != lower.and_then(|lower| capability(lower, &name))
+            }
+            (Some(_), Some(_)) => false,
+            _ => true,
+        };
+        let at = changes.len();
         if above.as_ref().is_some_and(folder::is_folder) {
             let lower = match (lower, below.as_ref().is_some_and(folder::is_folder)) {
                 (Some(lower), true) => Some(folder::open(lower, name.as_slice())?),
@@ -101,8 +112,38 @@ fn compare(
             let upper = folder::open(upper, name.as_slice())?;
             compare(&upper, lower.as_ref(), &path, depth + 1, changes)?;
         }
+        if of_itself || changes.len() > at {
+            changes.insert(
+                at,
+                Change {
+                    path,
+                    kind,
+                    of_itself,
+                },
+            );
+        }
     }
     Ok(())
+}
+
+/// As Docker compares: the size and time of a folder tell nothing, and those of a file tell of its content.
+fn is_other(one: &Stat, other: &Stat) -> bool {
+    let of_all = |stat: &Stat| (stat.st_mode, stat.st_uid, stat.st_gid, stat.st_rdev);
+    let of_file = |stat: &Stat| (stat.st_size, stat.st_mtime, stat.st_mtime_nsec);
+    of_all(one) != of_all(other) || !folder::is_folder(one) && of_file(one) != of_file(other)
+}
+
+fn is_file(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile
+}
+
+/// The capabilities that a file gives to what runs it.
+fn capability(dir: &OwnedFd, name: &[u8]) -> Option<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = openat(dir, name, flags, Mode::empty()).ok()?;
+    let mut value = [0u8; CAPABILITY_LEN];
+    let length = fgetxattr(&file, CAPABILITY, &mut value[..]).ok()?;
+    value.get(..length).map(<[u8]>::to_vec)
 }
 
 pub(crate) fn is_whiteout(stat: &Stat) -> bool {

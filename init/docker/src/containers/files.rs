@@ -281,9 +281,9 @@ fn own_changes(mut changes: Vec<Change>) -> Vec<Change> {
             changes.remove(at);
         }
     }
-    // The folder of the files above, if nothing else in it is left.
+    // The folder of the files above, if nothing else in it is left and it was not changed itself.
     if !below(&changes, "/etc") {
-        changes.retain(|change| change.path != "/etc" || change.kind != ChangeKind::Modified);
+        changes.retain(|change| change.path != "/etc" || change.of_itself);
     }
     changes
 }
@@ -297,6 +297,7 @@ mod tests {
         let change = |path: &str, kind| Change {
             path: path.to_owned(),
             kind,
+            of_itself: kind != ChangeKind::Modified,
         };
         let (added, modified) = (ChangeKind::Added, ChangeKind::Modified);
         let only_made = vec![
@@ -306,6 +307,12 @@ mod tests {
             change("/proc", added),
         ];
         assert_eq!(own_changes(only_made), []);
+        let mut of_itself = change("/etc", modified);
+        of_itself.of_itself = true;
+        assert_eq!(
+            own_changes(vec![of_itself.clone(), change("/etc/hosts", added)]),
+            [of_itself]
+        );
         let own = vec![
             change("/etc", modified),
             change("/etc/hosts", added),
