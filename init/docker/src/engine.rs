@@ -266,10 +266,4 @@ impl Engine {
         attributes.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
         self.events.tell("container", action, &container.id, attributes);
     }
-
-    pub(crate) fn tell_exit(&self, container: &Container, code: i32) {
-        let mut attributes = container.record().attributes();
-        attributes.insert("exitCode".to_owned(), code.to_string());
-        self.events.tell("container", "die", &container.id, attributes);
-    }
 }

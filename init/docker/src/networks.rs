@@ -20,6 +20,11 @@ pub(crate) fn id(name: &str) -> String {
     Digest::of(format!("network {name}").as_bytes()).hex()
 }
 
+/// The driver of a network that is there.
+pub(crate) fn driver(name: &str) -> &'static str {
+    find(name).map_or("", |(_, driver)| driver)
+}
+
 /// Answers everything below `/networks`.
 pub(crate) async fn route(
     engine: &Arc<Engine>,

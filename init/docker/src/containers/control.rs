@@ -101,7 +101,7 @@ pub(crate) async fn rename(engine: &Arc<Engine>, req: &Request) -> Result<Respon
         container.lock().name = before;
         return Err(error);
     }
-    engine.tell("container", "rename", &container);
+    engine.tell_more("rename", &container, [("oldName", format!("/{before}"))]);
     no_content()
 }
 
@@ -110,7 +110,10 @@ pub(crate) async fn resize(engine: &Arc<Engine>, req: &Request) -> Result<Respon
     let (rows, columns) = super::size(req)?;
     container.running()?;
     // Without a terminal it means nothing; docker's client does not ask first.
-    container.streams.resize(rows, columns);
+    if container.streams.resize(rows, columns) {
+        let size = [("height", rows.to_string()), ("width", columns.to_string())];
+        engine.tell_more("resize", &container, size);
+    }
     Ok(empty(StatusCode::OK))
 }
 

@@ -59,7 +59,7 @@ pub(crate) async fn stop(
         .config
         .stop_signal
         .and_then(|name| spec::parse_signal(&name).ok());
-    process.signal(signal.or(own).unwrap_or(SIGTERM))?;
+    send(engine, container, &process, signal.or(own).unwrap_or(SIGTERM))?;
     pause::wake(engine, container).await?;
     let ended = life.wait_for(|life| life.exits > exits || life.removed);
     let in_time = match limit {
@@ -67,11 +67,17 @@ pub(crate) async fn stop(
         Some(limit) => tokio::time::timeout(limit, ended).await.is_ok(),
     };
     if !in_time {
-        process.signal(SIGKILL)?;
+        send(engine, container, &process, SIGKILL)?;
         let _ = life.wait_for(|life| life.exits > exits || life.removed).await;
     }
     engine.tell("container", "stop", container);
     Ok(true)
+}
+
+/// Sends a signal; told of before it can have an effect, so that its end is told of later.
+fn send(engine: &Engine, container: &Container, process: &Process, signal: i32) -> Result<()> {
+    engine.tell_more("kill", container, [("signal", signal.to_string())]);
+    Ok(process.signal(signal)?)
 }
 
 /// Notes that it is to stay down. Where a restart policy would start it again that is written before
@@ -118,9 +124,8 @@ pub(crate) async fn kill(engine: &Arc<Engine>, container: &Arc<Container>, signa
     }
     let mut life = container.life.subscribe();
     let exits = life.borrow_and_update().exits;
-    process.signal(signal)?;
+    send(engine, container, &process, signal)?;
     pause::wake(engine, container).await?;
-    engine.tell("container", "kill", container);
     if signal == SIGKILL {
         // As with Docker: who has killed a container finds it ended.
         let ended = life.wait_for(|life| life.exits > exits || life.removed);
@@ -159,7 +164,7 @@ pub(crate) async fn remove(
                 let mut life = container.life.subscribe();
                 let exits = life.borrow_and_update().exits;
                 container.lock().stopped = true;
-                process.signal(SIGKILL)?;
+                send(engine, container, &process, SIGKILL)?;
                 pause::wake(engine, container).await?;
                 drop(process);
                 let running = |life: &Life| life.running && life.exits == exits;

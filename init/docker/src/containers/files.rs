@@ -129,6 +129,7 @@ pub(super) async fn get(engine: &Arc<Engine>, req: &Request) -> Result<Response>
     let mut response = if req.method() == Method::HEAD {
         empty(StatusCode::OK)
     } else {
+        engine.tell("container", "archive-path", &container);
         tar_of(opened, |opened, to| opened.tree.pack(&opened.path, to))
     };
     let stat = HeaderValue::from_str(&BASE64_STANDARD.encode(path_stat(&info).to_string()));
@@ -208,6 +209,7 @@ pub(super) async fn put(engine: &Arc<Engine>, req: Request) -> Result<Response> 
     let own = req.query.flag("copyUIDGID");
     let opened = open(engine, &container, &path).await?;
     let tar = SyncIoBridge::new(Box::pin(req.into_reader()));
+    let told = container.clone();
     blocking(move || {
         let owner = if own {
             let found = Databases::read(opened.tree.root()).find(&record.config.user, &[])?;
@@ -220,6 +222,7 @@ pub(super) async fn put(engine: &Arc<Engine>, req: Request) -> Result<Response> 
         unpacked.map_err(|error| not_there(error, &container))
     })
     .await?;
+    engine.tell("container", "extract-to-dir", &told);
     Ok(empty(StatusCode::OK))
 }
 

@@ -34,6 +34,7 @@ mod run;
 mod show;
 pub(crate) mod spec;
 mod stats;
+mod told;
 mod top;
 mod update;
 

@@ -19,7 +19,7 @@ use super::config::Wanted;
 use super::container::{Container, NEVER, Record, Status, log_path, save};
 use super::ending::{SIGKILL, remove_ended};
 use super::modes::{self, Resolved};
-use super::{devices, health, mounts, registry, root, spec};
+use super::{devices, health, mounts, registry, root, spec, told};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
 use crate::streams::Ends;
@@ -31,8 +31,8 @@ const OUTPUT_LIMIT: Duration = Duration::from_secs(5);
 /// First pause before a restart by policy; doubled at each.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A container that ran for so long is taken for healthy: its pause begins anew.
-const HEALTHY: time::Duration = time::Duration::seconds(10);
+/// A container that ran for so many seconds is taken for healthy: its pause begins anew.
+const HEALTHY: i64 = 10;
 
 /// Starts a container; false if it runs already.
 pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<bool> {
@@ -80,7 +80,9 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
             record.name = container.lock().name.clone();
             *container.lock() = record;
             watch_over(engine, container, store, running);
-            volumes::tell_use(engine, &container.record(), true);
+            let record = container.record();
+            told::network(engine, &record, "connect");
+            volumes::tell_use(engine, &record, true);
             engine.tell("container", "start", container);
             Ok(())
         }
@@ -479,9 +481,23 @@ fn settle(engine: &Arc<Engine>, container: &Arc<Container>, exit: ExitStatus) ->
     if exit.oom_killed {
         engine.tell("container", "oom", container);
     }
-    engine.tell_exit(container, exit.code);
-    volumes::tell_use(engine, &container.record(), false);
+    let record = container.record();
+    told::network(engine, &record, "disconnect");
+    volumes::tell_use(engine, &record, false);
+    let lasted = ["exitCode", "execDuration"]
+        .into_iter()
+        .zip([exit.code.to_string(), lasted(&record).to_string()]);
+    engine.tell_more("die", container, lasted);
     pause
+}
+
+/// Whole seconds from its start to its end.
+fn lasted(record: &Record) -> i64 {
+    let time = |text| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339);
+    match (time(&record.started), time(&record.finished)) {
+        (Ok(started), Ok(finished)) => (finished - started).whole_seconds().max(0),
+        _ => 0,
+    }
 }
 
 /// Whether the restart policy asks for another start, and after which pause.
@@ -496,12 +512,11 @@ pub(super) fn next_start(record: &Record) -> Option<Duration> {
             }
             _ => false,
         };
-    let time = |text| time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339);
-    let healthy = match (time(&record.started), time(&record.finished)) {
-        (Ok(started), Ok(finished)) => finished - started >= HEALTHY,
-        _ => false,
+    let doublings = if lasted(record) >= HEALTHY {
+        0
+    } else {
+        record.restarts.min(16)
     };
-    let doublings = if healthy { 0 } else { record.restarts.min(16) };
     due.then(|| (FIRST_PAUSE * 2u32.pow(doublings)).min(LONGEST_PAUSE))
 }
 

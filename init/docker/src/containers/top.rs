@@ -37,9 +37,9 @@ pub(crate) async fn top(engine: &Arc<Engine>, req: &Request) -> Result<Response>
     container.running()?;
     let names = columns(req.query.get("ps_args").unwrap_or("-ef"))?;
     let columns: Vec<Column> = names.iter().map(|name| column(name)).collect::<Result<_>>()?;
-    let (owned, first_id) = (engine.clone(), container.record().first_id);
+    let (owned, shown, first_id) = (engine.clone(), container.clone(), container.record().first_id);
     let rows = blocking(move || {
-        let processes = owned.zones.cgroups().processes(&container.id)?;
+        let processes = owned.zones.cgroups().processes(&shown.id)?;
         let (uptime, memory) = (system::uptime() as u64, system::memory().0);
         let rows = processes.iter().map(|process| {
             let user = process.uid.checked_sub(first_id).map_or_else(
@@ -64,6 +64,7 @@ pub(crate) async fn top(engine: &Arc<Engine>, req: &Request) -> Result<Response>
         Ok::<_, zones::Error>(json!({ "Titles": titles, "Processes": rows.collect::<Vec<_>>() }))
     })
     .await?;
+    engine.tell("container", "top", &container);
     ok(&rows)
 }
 
