@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use handover::BootZone;
 use network::Network;
 use store::Store;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use zones::{Survivor, Zones};
 
 use crate::containers::{self, Container, Containers};
@@ -102,6 +102,8 @@ pub struct Engine {
     successor: bool,
     /// What is being done to the pool's disks.
     pub(crate) pool_work: crate::disks::Work,
+    /// Of processes that wait for their start.
+    pub(crate) places: Arc<Semaphore>,
     store: Cell<Store>,
     network: Cell<Network>,
 }
@@ -129,6 +131,7 @@ impl Engine {
             inherited: Mutex::new(survivors),
             successor,
             pool_work: crate::disks::Work::default(),
+            places: Arc::new(Semaphore::new(containers::MOST_READY)),
             store: Cell::new(),
             network: Cell::new(),
         })

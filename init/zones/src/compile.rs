@@ -12,7 +12,7 @@ use sys::program::{Fd, MountAttributes, Program, Step};
 use sys::spawn::ResourceLimit;
 
 use crate::error::Error;
-use crate::seccomp;
+use crate::seccomp::{self, Seccomp};
 use crate::spec::{INIT, Mount, Namespace, ProcessSpec, ZoneSpec};
 
 /// Where the new root is attached in the zone's mount namespace until it is pivoted to.
@@ -170,10 +170,7 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
         }
     }
     b.parameters(&spec.sysctls, &spec.read_only_paths)?;
-    if let Some(gate) = ends.gate {
-        let gate = b.fd(gate);
-        b.add(Step::Await(gate));
-    }
+    let gate = ends.gate.map(|gate| b.fd(gate));
     connect(&mut b, ends.stdio, &spec.process, true);
     b.add(Step::WorkingDir {
         path: text(&*spec.process.cwd)?,
@@ -186,7 +183,7 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
     if spec.init.is_some() {
         process.args.splice(0..0, [INIT.to_owned(), "--".to_owned()]);
     }
-    finish(b, &process, report)
+    finish(b, &process, report, gate)
 }
 
 /// The program of a process that joins a zone, which may have the machine's user namespace.
@@ -217,7 +214,7 @@ pub(crate) fn exec(
         path: text(&*process.cwd)?,
         create: false,
     });
-    finish(b, process, report)
+    finish(b, process, report, None)
 }
 
 /// The process was born with the host's ids, which mean nothing in its user namespace, and with the
@@ -347,9 +344,14 @@ pub(crate) fn connect(b: &mut Builder, stdio: ChildStdio, process: &ProcessSpec,
     }
 }
 
-/// From the zone's root to the image's program.
-fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled, Error> {
+/// From the zone's root to the image's program. The gate is the last thing before it, so that as little
+/// as can be is left to do when it opens.
+fn finish(mut b: Builder, process: &ProcessSpec, report: Fd, gate: Option<Fd>) -> Result<Compiled, Error> {
     let capabilities = process.capabilities;
+    // A filter of somebody else's may not let the process read from the gate.
+    let foreign = matches!(process.seccomp, Seccomp::Custom(_));
+    let wait = gate.map(Step::Await);
+    b.steps.extend(wait.clone().filter(|_| foreign));
     let filter = seccomp::filter(&process.seccomp, capabilities)?.map(Step::Seccomp);
     b.add(Step::CapabilityBounds(capabilities.bits()));
     b.add(Step::Groups(process.user.groups.clone()));
@@ -365,6 +367,7 @@ fn finish(mut b: Builder, process: &ProcessSpec, report: Fd) -> Result<Compiled,
         b.add(Step::User(process.user.uid));
         b.add(Step::Capabilities(effective(process)));
     }
+    b.steps.extend(wait.filter(|_| !foreign));
     let name = process.args.first().cloned().unwrap_or_default();
     b.add(run(&name, process)?);
     Ok(Compiled {

@@ -253,10 +253,12 @@ async fn an_added_process_fails_with_its_own_reason_and_the_zone_goes_on() {
             added.map(|(_, stdio)| stdio)
         }
     };
-    assert!(matches!(
-        exec(&["nothing"]).await,
-        Err(StartError::NotInPath { .. })
-    ));
+    let got = exec(&["nothing"]).await;
+    assert!(
+        matches!(got, Err(StartError::NotInPath { .. })),
+        "{:?}",
+        got.err()
+    );
     assert!(matches!(
         exec(&["/etc"]).await,
         Err(StartError::PermissionDenied { .. })

@@ -9,7 +9,7 @@ use serde_json::json;
 use store::Store;
 use zones::{Process, Stdio, Survivor};
 
-use super::container::{Container, Record, states};
+use super::container::{Container, Record, Status, states};
 use super::{config, create, ending, health, revive, run};
 use crate::engine::Engine;
 use crate::exec;
@@ -105,9 +105,7 @@ async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor)
             );
             false
         });
-    let Survivor {
-        process, stdio, exit, ..
-    } = survivor;
+    let Survivor { process, stdio, .. } = survivor;
     let added = process.key.contains('.');
     let container = engine
         .containers
@@ -116,7 +114,8 @@ async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor)
         .filter(|found| found.id == process.key);
     match (container, stdio) {
         // What it was recorded as is judged with those that no process is left of.
-        (Some(container), _) if !runs || exit.is_some_and(|exit| run::is_settled(&container, exit)) => {
+        // A record says that it runs before the program does, and that it has ended before process 1 forgets it.
+        (Some(container), _) if !runs || container.lock().status != Status::Running => {
             let _ = process.signal(ending::SIGKILL);
             engine.zones.exited(&process.key).await;
             return Some(container);
@@ -169,12 +168,10 @@ async fn drain(engine: Arc<Engine>, process: Process, stdio: Option<Stdio>) {
 }
 
 pub(crate) async fn stop_all(engine: &Arc<Engine>, limit: Duration) {
-    let running: Vec<Arc<Container>> = engine
-        .containers
-        .all()
+    let all = engine.containers.all();
+    let (running, idle): (Vec<_>, Vec<_>) = all
         .into_iter()
-        .filter(|container| container.process().is_some())
-        .collect();
+        .partition(|container| container.process().is_some());
     let stopping: Vec<_> = running
         .into_iter()
         .map(|container| {
@@ -185,7 +182,7 @@ pub(crate) async fn stop_all(engine: &Arc<Engine>, limit: Duration) {
                 // The machine's end is no wish that it stay down.
                 container.lock().stopped = stopped;
                 if let Ok(store) = engine.store().await {
-                    let _turn = container.turn.lock().await;
+                    let _turn = container.turn().await;
                     let owned = container.clone();
                     let _ = blocking(move || owned.save(&store)).await;
                 }
@@ -197,6 +194,10 @@ pub(crate) async fn stop_all(engine: &Arc<Engine>, limit: Duration) {
         .collect();
     for task in stopping {
         let _ = task.await;
+    }
+    for container in idle {
+        // What waits to be started is given up.
+        drop(container.turn().await);
     }
 }
 

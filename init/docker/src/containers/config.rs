@@ -363,7 +363,7 @@ fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
 }
 
 /// The parts of a create request.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wanted {
     pub(crate) config: Config,
     pub(crate) host: HostConfig,

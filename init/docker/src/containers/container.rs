@@ -11,9 +11,10 @@ use tokio::sync::watch;
 use zones::log::Progress;
 use zones::{IDS_PER_ZONE, IdMap, Process};
 
-use super::config::{Config, HostConfig};
+use super::config::{Config, HostConfig, Wanted};
 use super::health::{Health, HealthStatus};
 use super::mounts::Point;
+use super::ready::Ready;
 use crate::http::{ApiError, Result};
 use crate::streams::Streams;
 
@@ -101,6 +102,14 @@ impl Record {
         }
     }
 
+    /// What the client asked for, and the image added.
+    pub(super) fn wanted(&self) -> Wanted {
+        Wanted {
+            config: self.config.clone(),
+            host: self.host.clone(),
+        }
+    }
+
     /// The program and its arguments.
     pub(crate) fn command(&self) -> Vec<String> {
         let parts = [&self.config.entrypoint, &self.config.cmd];
@@ -142,11 +151,14 @@ pub(crate) struct Life {
     pub(crate) removal_error: String,
 }
 
+/// Held by whoever has the turn at a container, with its process that waits to be started.
+pub(crate) type Turn = tokio::sync::OwnedMutexGuard<Option<Ready>>;
+
 pub(crate) struct Container {
     pub(crate) id: String,
     record: Mutex<Record>,
-    /// Held by whoever starts it, buries it or removes it.
-    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
+    /// See [`Container::turn`].
+    turn: Arc<tokio::sync::Mutex<Option<Ready>>>,
     /// Held by the request that removes it, or by its end if that does, from the first step to the last.
     pub(crate) removal: tokio::sync::Mutex<()>,
     /// Held while the record is written.
@@ -186,6 +198,21 @@ impl Container {
             life: watch::channel(life).0,
             user_namespace: Mutex::default(),
         })
+    }
+
+    /// The turn to start it, bury it, remove it or use its files. Nothing of it waits to be started
+    /// then: a process that was made ready is given up.
+    pub(crate) async fn turn(&self) -> Turn {
+        let mut turn = self.turn_as_it_is().await;
+        if let Some(ready) = turn.take() {
+            ready.give_up().await;
+        }
+        turn
+    }
+
+    /// As [`turn`](Self::turn), with the process that was made ready, if there is one.
+    pub(super) async fn turn_as_it_is(&self) -> Turn {
+        self.turn.clone().lock_owned().await
     }
 
     /// A copy of what is stored.

@@ -93,7 +93,7 @@ pub(crate) async fn rename(engine: &Arc<Engine>, req: &Request) -> Result<Respon
         )));
     }
     let store = engine.store().await?;
-    let _turn = container.turn.lock().await;
+    let _turn = container.turn_as_it_is().await;
     let before = container.record().name;
     engine.containers.rename(&container, &name)?;
     let owned = container.clone();

@@ -9,7 +9,7 @@ use store::{Healthcheck, Image, Store};
 use super::config::{self, Config, Wanted};
 use super::container::{Container, NEVER, Record, Status};
 use super::registry::new_id;
-use super::{modes, mounts, names, spec};
+use super::{modes, mounts, names, ready, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, json};
 use crate::snapshots;
@@ -155,7 +155,7 @@ async fn make_with(
     };
     drop(turn);
     // Nobody starts it before it is all there.
-    let turn = container.turn.lock().await;
+    let turn = container.turn().await;
     let placed = {
         let (store, container) = (store.clone(), container.clone());
         blocking(move || place(&store, &container, &image, &origin)).await
@@ -169,8 +169,7 @@ async fn make_with(
     drop(turn);
     engine.tell("container", "create", &container);
     // The first start needs it; made now, it is there by then.
-    let warm = container.clone();
-    drop(tokio::task::spawn_blocking(move || warm.user_namespace()));
+    tokio::spawn(ready::make_ready(engine.clone(), container.clone()));
     Ok(container)
 }
 

@@ -7,10 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use store::Store;
-use tokio::sync::MutexGuard;
 use zones::Process;
 
-use super::container::{Container, Life, Status, log_path, states};
+use super::container::{Container, Life, Status, Turn, log_path, states};
 use super::run::report;
 use super::{pause, spec};
 use crate::engine::Engine;
@@ -24,16 +23,16 @@ pub(crate) const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
 
 /// The process, or where there is none the turn: nobody starts the container while it is held.
-enum Found<'a> {
+enum Found {
     Running(Arc<Process>),
-    Idle(MutexGuard<'a, ()>),
+    Idle(Turn),
 }
 
-async fn find(container: &Container) -> Found<'_> {
+async fn find(container: &Container) -> Found {
     if let Some(process) = container.process() {
         return Found::Running(process);
     }
-    let turn = container.turn.lock().await;
+    let turn = container.turn().await;
     match container.process() {
         Some(process) => Found::Running(process),
         None => Found::Idle(turn),

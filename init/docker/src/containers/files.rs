@@ -15,10 +15,9 @@ use hyper::{Method, StatusCode};
 use serde_json::json;
 use store::{Change, ChangeKind, PathInfo, Unpacking, ZoneFiles};
 use time::OffsetDateTime;
-use tokio::sync::OwnedMutexGuard;
 use tokio_util::io::SyncIoBridge;
 
-use super::container::Container;
+use super::container::{Container, Turn};
 use super::{mounts, root};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, blocking, channel, empty, ok};
@@ -35,7 +34,7 @@ struct Opened {
     path: String,
     /// The path is the root of a volume, which has no name there.
     unnamed: bool,
-    _turn: Option<OwnedMutexGuard<()>>,
+    _turn: Option<Turn>,
 }
 
 async fn open(engine: &Arc<Engine>, container: &Arc<Container>, path: &str) -> Result<Opened> {
@@ -44,7 +43,7 @@ async fn open(engine: &Arc<Engine>, container: &Arc<Container>, path: &str) -> R
     if let Some(opened) = of_running(container, path)? {
         return Ok(opened);
     }
-    let turn = container.turn.clone().lock_owned().await;
+    let turn = container.turn().await;
     if let Some(opened) = of_running(container, path)? {
         return Ok(opened);
     }

@@ -27,6 +27,7 @@ pub(crate) mod mounts;
 mod names;
 mod pause;
 mod prune;
+mod ready;
 mod registry;
 mod revive;
 mod root;
@@ -42,7 +43,7 @@ use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
 pub(crate) use config::nullable;
-pub(crate) use container::{Container, Record, Status};
+pub(crate) use container::{Container, Record, Status, Turn};
 pub(crate) use control::own_patience;
 pub(crate) use create::make_of;
 pub(crate) use ending::stop;
@@ -52,6 +53,7 @@ pub(crate) use list::{sizes, summary};
 pub(crate) use log_driver::Driver as LogDriver;
 pub(crate) use mounts::clean;
 pub(crate) use pause::{awake, is_paused};
+pub(crate) use ready::MOST_READY;
 pub(crate) use registry::{Containers, new_id};
 pub(crate) use run::start;
 

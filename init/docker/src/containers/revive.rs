@@ -147,7 +147,7 @@ pub(super) async fn carry_out(
         }
         Verdict::FailStart => fail_start(engine, container, store).await,
         Verdict::Remove => {
-            let _turn = container.turn.lock().await;
+            let _turn = container.turn().await;
             if container.process().is_none() {
                 remove_ended(engine, container, store).await;
             }
@@ -173,7 +173,7 @@ async fn after_those_it_joins(engine: &Engine, container: &Container) {
 
 /// Settles a start that the predecessor's death cut short.
 async fn fail_start(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
-    let _turn = container.turn.lock().await;
+    let _turn = container.turn().await;
     // Somebody may have started it meanwhile, and it may have ended.
     if container.process().is_none() && container.life.borrow().exits == 0 {
         let failure = Failure {

@@ -4,26 +4,23 @@
 //! restart policy, removal. Nobody else does, so that an end is settled in the same way whether the
 //! process ended by itself, was killed, or ended while no supervisor ran.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use network::Network;
 use store::Store;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use zones::log::{Life as LogLife, Writer};
-use zones::{ExitStatus, Pending, Process, StartError, Stdio, ZoneSpec};
+use zones::{ExitStatus, Pending, Process, StartError, Stdio};
 
-use super::config::Wanted;
-use super::container::{Container, NEVER, Record, Status, log_path, save};
+use super::container::{Container, Record, Status, Turn, log_path, save};
 use super::ending::{SIGKILL, remove_ended};
 use super::modes::{self, Resolved};
-use super::{devices, health, mounts, registry, root, spec, told};
+use super::ready::{self, Ready};
+use super::{health, root, told};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
 use crate::streams::Ends;
-use crate::users::Databases;
 use crate::volumes;
 
 /// How long the rest of a container's output may hold up the settling of its end.
@@ -37,16 +34,23 @@ const HEALTHY: i64 = 10;
 /// Starts a container; false if it runs already.
 pub(crate) async fn start(engine: &Arc<Engine>, container: &Arc<Container>) -> Result<bool> {
     let store = engine.store().await?;
-    let _turn = container.turn.lock().await;
+    let mut turn = container.turn_as_it_is().await;
     if container.process().is_some() {
         return Ok(false);
     }
     // Somebody wants it: its policy counts anew.
     container.lock().restarts = 0;
-    start_in_turn(engine, container, &store).await.map(|()| true)
+    start_in_turn(engine, container, &store, &mut turn)
+        .await
+        .map(|()| true)
 }
 
-async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) -> Result<()> {
+async fn start_in_turn(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    turn: &mut Turn,
+) -> Result<()> {
     if container.life.borrow().removed {
         return Err(ApiError::not_found(format!(
             "No such container: {}",
@@ -69,10 +73,13 @@ async fn start_in_turn(engine: &Arc<Engine>, container: &Arc<Container>, store: 
     let launched = match modes::resolve(engine, &record).await {
         Ok(resolved) => {
             record.joined_first_id = resolved.ids.map(|ids| ids.host);
-            launch(engine, container, store, &record, resolved).await
+            launch(engine, container, store, &record, resolved, turn.take()).await
         }
         Err(error) => Err(error.into()),
     };
+    if let Some(unused) = turn.take() {
+        unused.give_up().await;
+    }
     root::narrow(container, store).await;
     match launched {
         Ok(running) => {
@@ -119,7 +126,7 @@ fn explain(error: LaunchError) -> Failure {
     }
 }
 
-enum LaunchError {
+pub(super) enum LaunchError {
     Api(ApiError),
     Start(StartError),
 }
@@ -152,6 +159,7 @@ async fn launch(
     store: &Arc<Store>,
     record: &Record,
     resolved: Resolved,
+    ready: Option<Ready>,
 ) -> Result<Running, LaunchError> {
     // The log is opened before anything runs: what a full pool does not take fails the start here.
     let writing = async {
@@ -170,23 +178,16 @@ async fn launch(
         .await
     };
     let setting_up = async {
-        let of = resolved.network_of.as_ref().unwrap_or(record);
-        let network = if of.has_network() {
-            Some(engine.network().await?)
-        } else {
-            None
+        let ready = match ready {
+            Some(ready) if ready.is_for(record) => ready,
+            other => {
+                if let Some(outdated) = other {
+                    outdated.give_up().await;
+                }
+                ready::set_up(engine, container, store, record, resolved).await?
+            }
         };
-        let init = engine.config.zone_init.clone();
-        let mounting = volumes::turn(engine, record).await;
-        let (root, zone) = prepare(container, store, record, network.as_deref(), resolved, init).await?;
-        drop(mounting);
-        let pending = engine.zones.create(zone, root).await?;
-        match connect(&pending, record, network.as_ref()).await {
-            Ok(()) => Ok(pending),
-            // A process that has ended says itself why; the network only misses it.
-            Err(_) if pending.has_failed() => Err(LaunchError::Start(pending.failure().await)),
-            Err(error) => Err(error.into()),
-        }
+        ready.publish(record).await
     };
     let (written, pending) = tokio::join!(writing, setting_up);
     let pending: Pending = pending?;
@@ -228,86 +229,6 @@ pub(super) async fn mend_log(container: &Arc<Container>, store: &Arc<Store>) -> 
     let turn = container.log_turn.clone().lock_owned().await;
     let (store, container) = (store.clone(), container.clone());
     blocking(move || open_log(&store, &container, LogLife::New, turn).map(drop)).await
-}
-
-/// The root's mount and what the zone is; the user is looked up in the image.
-async fn prepare(
-    container: &Arc<Container>,
-    store: &Arc<Store>,
-    record: &Record,
-    network: Option<&Network>,
-    resolved: Resolved,
-    init: Option<String>,
-) -> Result<(OwnedFd, ZoneSpec)> {
-    let gateway = network.map(Network::gateway);
-    let (container, store, record) = (container.clone(), store.clone(), record.clone());
-    blocking(move || {
-        let namespace = container.user_namespace_for(record.ids());
-        let namespace = namespace
-            .map_err(|error| ApiError::internal(format!("Cannot make a user namespace: {error}.")))?;
-        let root = root::mount_to_start(&store, &record, namespace.as_fd())?;
-        let user = Databases::read(root.as_fd()).find(&record.config.user, &record.host.group_add)?;
-        let (devices, mut mounts) = devices::attach(&store, &record.host, namespace.as_fd())?;
-        mounts.extend(mounts::attach(&store, &record, root.as_fd(), namespace.as_fd())?);
-        let of = resolved.network_of.as_ref().unwrap_or(&record);
-        let address = gateway.and_then(|gateway| address(gateway, of.first_id));
-        // Without one there are no name servers yet.
-        let resolv_conf = std::fs::read("/etc/resolv.conf").unwrap_or_default();
-        let now = spec::Circumstances {
-            user,
-            address,
-            mounts,
-            devices,
-            resolv_conf,
-            gateway: gateway.map(|gateway| gateway.address),
-            resolved,
-            init,
-        };
-        Ok::<_, ApiError>((root, spec::zone(&record, now)?))
-    })
-    .await
-}
-
-/// Each id range has an address of its own, so that it is known before the zone is there.
-fn address(gateway: network::Cidr, first_id: u32) -> Option<std::net::Ipv4Addr> {
-    let number = registry::slot(first_id)
-        .checked_add(gateway.address.to_bits())?
-        .checked_add(1)?;
-    let address = std::net::Ipv4Addr::from_bits(number);
-    let cidr = network::Cidr::new(gateway.address, gateway.prefix);
-    (cidr.contains(address) && address != cidr.broadcast()).then_some(address)
-}
-
-/// Puts the waiting zone on the network, or sees to its loopback.
-async fn connect(pending: &Pending, record: &Record, network: Option<&Arc<Network>>) -> Result<()> {
-    let name = record.network_name();
-    if name.is_none() || name == Some("host") {
-        // It is somebody else's, and up.
-        return Ok(());
-    }
-    let namespace = pending.network_namespace()?;
-    let Some(network) = network.cloned() else {
-        return blocking(move || network::set_loopback_up(namespace.as_fd())).await;
-    };
-    let ports = spec::ports(&Wanted {
-        config: record.config.clone(),
-        host: record.host.clone(),
-    })?;
-    let (id, first_id) = (record.id.clone(), record.first_id);
-    blocking(move || {
-        let wanted = address(network.gateway(), first_id);
-        network.attach(&id, namespace.as_fd(), wanted)?;
-        if ports.is_empty() {
-            return Ok(());
-        }
-        network.publish(&id, &ports).map(drop).map_err(|error| {
-            ApiError::internal(format!(
-                "driver failed programming external connectivity: {}",
-                with_causes(&error)
-            ))
-        })
-    })
-    .await
 }
 
 /// Settles a start that failed.
@@ -404,7 +325,7 @@ async fn bury(
     if heard.is_err() && !container.keeps_log() {
         pumping.abort();
     }
-    let _turn = container.turn.lock().await;
+    let _turn = container.turn().await;
     let restart = settle(&engine, &container, exit);
     let cleanup = {
         let (store, container) = (store.clone(), container.clone());
@@ -437,12 +358,6 @@ async fn give_back(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc
         "clean up after it",
         acknowledged.map_err(Into::into),
     );
-}
-
-/// Whether a predecessor has noted this end already, and died before process 1 forgot it.
-pub(super) fn is_settled(container: &Container, exit: ExitStatus) -> bool {
-    let record = container.lock();
-    record.status != Status::Running && record.finished == moment(exit)
 }
 
 /// When it ended, as records have it.
@@ -523,12 +438,12 @@ pub(super) fn next_start(record: &Record) -> Option<Duration> {
 pub(super) async fn start_again(engine: Arc<Engine>, container: Arc<Container>, pause: Duration) {
     tokio::time::sleep(pause).await;
     let Ok(store) = engine.store().await else { return };
-    let _turn = container.turn.lock().await;
+    let mut turn = container.turn().await;
     // Stopped, started or removed meanwhile.
     if container.lock().status != Status::Restarting || container.process().is_some() {
         return;
     }
-    let started = start_in_turn(&engine, &container, &store).await;
+    let started = start_in_turn(&engine, &container, &store, &mut turn).await;
     report(&container.id, "start it again", started);
 }
 
@@ -541,13 +456,6 @@ pub(crate) fn adopt(
     stdio: Stdio,
 ) -> Result<()> {
     let stdio = without_lost_input(engine, container, stdio);
-    {
-        let mut record = container.lock();
-        record.status = Status::Running;
-        if record.started == NEVER {
-            record.started = zones::log::now();
-        }
-    }
     // A container that was just read: nobody else has written its log.
     let turn = container.log_turn.clone().try_lock_owned();
     let turn = turn.map_err(|_| ApiError::internal("The container's log is in use."))?;

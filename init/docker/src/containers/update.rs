@@ -29,7 +29,7 @@ pub(crate) async fn update(engine: &Arc<Engine>, mut req: Request) -> Result<Res
     let container = engine.containers().await?.find(&req.name)?;
     let body: Map<String, Value> = req.json().await?;
     let store = engine.store().await?;
-    let _turn = container.turn.lock().await;
+    let _turn = container.turn().await;
     if container.lock().status.is_going() {
         return Err(ApiError::conflict(format!(
             "Cannot update container {}: Container is marked for removal and cannot be \"update\".",

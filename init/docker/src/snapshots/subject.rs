@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use store::Of;
-use tokio::sync::OwnedMutexGuard;
 
 use crate::containers::Container;
 use crate::engine::Engine;
@@ -19,7 +18,7 @@ pub(crate) enum Subject {
 
 /// Held while it is changed: what must not happen meanwhile waits.
 pub(super) enum Turn<'a> {
-    Zone(#[allow(dead_code, reason = "held, not read")] OwnedMutexGuard<()>),
+    Zone(#[allow(dead_code, reason = "held, not read")] crate::containers::Turn),
     Volume(#[allow(dead_code, reason = "held, not read")] tokio::sync::MutexGuard<'a, ()>),
 }
 
@@ -68,7 +67,7 @@ impl Subject {
 
     pub(super) async fn turn<'a>(&self, engine: &'a Engine) -> Turn<'a> {
         match self {
-            Self::Zone(container) => Turn::Zone(container.turn.clone().lock_owned().await),
+            Self::Zone(container) => Turn::Zone(container.turn().await),
             Self::Volume { .. } => Turn::Volume(engine.volumes.turn.lock().await),
         }
     }

@@ -1,0 +1,262 @@
+//! A container's first process up to the gate at which it waits for its start.
+//!
+//! All that can be done before anybody asks for the start is done right after the creation: the root and
+//! the other mounts, the process in its namespaces and its cgroup, its interface. The start then only
+//! publishes the ports and opens the gate. So it is for containers to which nothing but their own record
+//! matters; the others, and those that nobody starts soon, are made ready at the start, by the same code.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use network::{Cidr, Network};
+use store::Store;
+use tokio::sync::OwnedSemaphorePermit;
+use zones::{Pending, ZoneSpec};
+
+use super::config::Wanted;
+use super::container::{Container, Record};
+use super::modes::{self, Resolved};
+use super::mounts::Kind;
+use super::run::LaunchError;
+use super::{devices, mounts, registry, root, spec};
+use crate::engine::Engine;
+use crate::http::{ApiError, Result, blocking, with_causes};
+use crate::users::Databases;
+use crate::volumes;
+
+/// So many processes may wait for a start that may never come: each costs the memory of a zone.
+pub(crate) const MOST_READY: usize = 8;
+/// How long one waits.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A process that waits at the gate.
+pub(crate) struct Ready {
+    pending: Pending,
+    made_of: Circumstances,
+    /// That it is on.
+    network: Option<Arc<Network>>,
+    id: String,
+    /// None for one whose start is under way.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+/// What it was made of: where any of this has changed, it is not the process to start.
+#[derive(PartialEq)]
+struct Circumstances {
+    wanted: Wanted,
+    first_id: u32,
+    gateway: Option<Cidr>,
+    name_servers: Vec<u8>,
+}
+
+impl Circumstances {
+    fn of(record: &Record, network: Option<&Network>) -> Self {
+        Self {
+            wanted: record.wanted(),
+            first_id: record.first_id,
+            gateway: network.map(Network::gateway),
+            name_servers: name_servers(),
+        }
+    }
+}
+
+/// The host's `/etc/resolv.conf`. Without a network there are no name servers yet.
+fn name_servers() -> Vec<u8> {
+    std::fs::read("/etc/resolv.conf").unwrap_or_default()
+}
+
+impl Ready {
+    /// Whether this is what a start would make now.
+    pub(super) fn is_for(&self, record: &Record) -> bool {
+        !self.pending.has_failed() && self.made_of == Circumstances::of(record, self.network.as_deref())
+    }
+
+    /// Ends it; nothing of it is left then, and its id may be used again.
+    pub(super) async fn give_up(self) {
+        // Why it would not have started does not matter any more.
+        let _ = self.pending.failure().await;
+        if let Some(network) = self.network {
+            let id = self.id;
+            let _ = blocking(move || network.ended(&id)).await;
+        }
+    }
+
+    /// Publishes the container's ports, and gives what is to be released.
+    pub(super) async fn publish(self, record: &Record) -> Result<Pending, LaunchError> {
+        let Some(network) = self.network.clone() else {
+            return Ok(self.pending);
+        };
+        let ports = spec::ports(&record.wanted())?;
+        if ports.is_empty() {
+            return Ok(self.pending);
+        }
+        let id = self.id.clone();
+        let published = blocking(move || {
+            network.publish(&id, &ports).map(drop).map_err(|error| {
+                ApiError::internal(format!(
+                    "driver failed programming external connectivity: {}",
+                    with_causes(&error)
+                ))
+            })
+        })
+        .await;
+        match published {
+            Ok(()) => Ok(self.pending),
+            Err(error) => {
+                self.give_up().await;
+                Err(error.into())
+            }
+        }
+    }
+}
+
+/// Makes a container ready that was just made, if it is one that can be, and there is a place for it.
+pub(super) async fn make_ready(engine: Arc<Engine>, container: Arc<Container>) {
+    let mut turn = container.turn_as_it_is().await;
+    let record = container.record();
+    let place = engine.places.clone().try_acquire_owned();
+    let (true, Ok(place), Ok(store)) = (depends_on_itself_alone(&record), place, engine.store().await) else {
+        // The start needs at least this.
+        drop(tokio::task::spawn_blocking(move || container.user_namespace()));
+        return;
+    };
+    let idle = turn.is_none() && container.process().is_none() && !container.life.borrow().removed;
+    // Nobody waits for the network here.
+    if !idle || engine.ending() || record.has_network() && engine.network_now().is_none() {
+        return;
+    }
+    let Ok(resolved) = modes::resolve(&engine, &record).await else {
+        return;
+    };
+    // What does not succeed is told by the start, which tries again.
+    let Ok(mut ready) = set_up(&engine, &container, &store, &record, resolved).await else {
+        return;
+    };
+    ready._place = Some(place);
+    *turn = Some(ready);
+    drop(turn);
+    let waiting = Arc::downgrade(&container);
+    drop(container);
+    tokio::spawn(async move {
+        tokio::time::sleep(PATIENCE).await;
+        if let Some(container) = waiting.upgrade() {
+            drop(container.turn().await);
+        }
+    });
+}
+
+/// Whether nothing that others may change before the start is part of it: neither another container,
+/// nor a bind, a volume, a device, or a limit that the start goes beyond.
+fn depends_on_itself_alone(record: &Record) -> bool {
+    let host = &record.host;
+    let own = modes::Modes::of(host).is_ok_and(|modes| modes == modes::Modes::default());
+    own && host.devices.as_ref().is_none_or(Vec::is_empty)
+        && !host.privileged
+        && host.storage_limit().is_ok_and(|limit| limit.is_none())
+        && record
+            .mounts
+            .iter()
+            .all(|point| matches!(point.kind, Kind::Tmpfs { .. }))
+}
+
+/// Everything that is done before the gate.
+pub(super) async fn set_up(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    record: &Record,
+    resolved: Resolved,
+) -> Result<Ready, LaunchError> {
+    let of = resolved.network_of.as_ref().unwrap_or(record);
+    let network = if of.has_network() {
+        Some(engine.network().await?)
+    } else {
+        None
+    };
+    let made_of = Circumstances::of(record, network.as_deref());
+    let init = engine.config.zone_init.clone();
+    let mounting = volumes::turn(engine, record).await;
+    let (root, zone) = prepare(container, store, record, made_of.gateway, resolved, init).await?;
+    drop(mounting);
+    let pending = engine.zones.create(zone, root).await?;
+    match attach(&pending, record, network.as_ref()).await {
+        Ok(()) => Ok(Ready {
+            pending,
+            made_of,
+            network,
+            id: record.id.clone(),
+            _place: None,
+        }),
+        // A process that has ended says itself why; the network only misses it.
+        Err(_) if pending.has_failed() => Err(LaunchError::Start(pending.failure().await)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The root's mount and what the zone is; the user is looked up in the image.
+async fn prepare(
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    record: &Record,
+    gateway: Option<Cidr>,
+    resolved: Resolved,
+    init: Option<String>,
+) -> Result<(OwnedFd, ZoneSpec)> {
+    let (container, store, record) = (container.clone(), store.clone(), record.clone());
+    blocking(move || {
+        let namespace = container.user_namespace_for(record.ids());
+        let namespace = namespace
+            .map_err(|error| ApiError::internal(format!("Cannot make a user namespace: {error}.")))?;
+        let root = root::mount_to_start(&store, &record, namespace.as_fd())?;
+        let user = Databases::read(root.as_fd()).find(&record.config.user, &record.host.group_add)?;
+        let (devices, mut mounts) = devices::attach(&store, &record.host, namespace.as_fd())?;
+        mounts.extend(mounts::attach(&store, &record, root.as_fd(), namespace.as_fd())?);
+        let of = resolved.network_of.as_ref().unwrap_or(&record);
+        let address = gateway.and_then(|gateway| address(gateway, of.first_id));
+        let now = spec::Circumstances {
+            user,
+            address,
+            mounts,
+            devices,
+            resolv_conf: name_servers(),
+            gateway: gateway.map(|gateway| gateway.address),
+            resolved,
+            init,
+        };
+        Ok::<_, ApiError>((root, spec::zone(&record, now)?))
+    })
+    .await
+}
+
+/// Each id range has an address of its own, so that it is known before the zone is there.
+fn address(gateway: network::Cidr, first_id: u32) -> Option<std::net::Ipv4Addr> {
+    let number = registry::slot(first_id)
+        .checked_add(gateway.address.to_bits())?
+        .checked_add(1)?;
+    let address = std::net::Ipv4Addr::from_bits(number);
+    let cidr = network::Cidr::new(gateway.address, gateway.prefix);
+    (cidr.contains(address) && address != cidr.broadcast()).then_some(address)
+}
+
+/// Puts the waiting zone on the network, or sees to its loopback.
+async fn attach(pending: &Pending, record: &Record, network: Option<&Arc<Network>>) -> Result<()> {
+    let name = record.network_name();
+    if name.is_none() || name == Some("host") {
+        // It is somebody else's, and up.
+        return Ok(());
+    }
+    let namespace = pending.network_namespace()?;
+    let (network, id, first_id) = (network.cloned(), record.id.clone(), record.first_id);
+    blocking(move || {
+        match network {
+            Some(network) => {
+                let wanted = address(network.gateway(), first_id);
+                network.attach(&id, namespace.as_fd(), wanted)?;
+            }
+            None => network::set_loopback_up(namespace.as_fd())?,
+        }
+        Ok::<_, ApiError>(())
+    })
+    .await
+}
