@@ -207,8 +207,9 @@ fn each_log_driver_does_what_it_is_named_for_and_others_are_refused() {
                 "unknown log opt 'colour' for json-file log driver",
             ),
             ("--log-opt=max-file=0", "max-file cannot be less than 1"),
-            ("--log-opt=compress=true", "compress"),
-            ("--log-opt=mode=non-blocking", "mode=non-blocking"),
+            ("--log-opt=compress=true", "compress cannot be true"),
+            ("--log-opt=max-buffer-size=1m", "'mode=non-blocking'"),
+            ("--log-opt=labels-regex=^a", "labels-regex"),
         ] {
             let (code, said) = machine.fails(&["run", option, "busybox", "true"]);
             assert!(code == 125 && said.contains(text), "{option}: {code} {said}");
@@ -533,5 +534,82 @@ fn a_full_pool_makes_the_process_wait_and_nothing_it_says_is_lost() {
         assert_eq!(machine.out(&["wait", "patient"]), "0");
         assert!(machine.out(&["logs", "patient"]) + "\n" == numbers(LINES));
         assert!(rest(&mut attached) == numbers(LINES));
+    });
+}
+
+/// Bytes of the pool's disk that are in use, when all is written.
+fn used(machine: &Machine) -> u64 {
+    let pool = fs::File::open(machine.dir.join("pool")).unwrap();
+    rustix::fs::syncfs(&pool).unwrap();
+    let space = rustix::fs::fstatvfs(&pool).unwrap();
+    (space.f_blocks - space.f_bfree) * space.f_frsize
+}
+
+#[test]
+fn a_log_is_compressed_where_that_is_asked_for_and_reads_as_before() {
+    with_machine(|machine| {
+        let takes = |name: &str, options: &[&str]| {
+            let before = used(machine);
+            let options = [
+                &[
+                    "--name",
+                    name,
+                    "--log-opt",
+                    "max-size=50m",
+                    "--log-opt",
+                    "max-file=2",
+                ],
+                options,
+            ];
+            ended(
+                machine,
+                &options.concat(),
+                "busybox yes 'the same line again' | head -c 18000000",
+            );
+            assert_eq!(machine.docker(&["logs", name]).stdout.len(), 18_000_000);
+            used(machine) - before
+        };
+        let plain = takes("plain", &[]);
+        let small = takes("small", &["--log-opt", "compress=true"]);
+        let local = takes("local", &["--log-driver", "local"]);
+        assert!(plain > 18_000_000, "{plain}");
+        assert!(small < 4_000_000 && local < 4_000_000, "{small} {local}");
+    });
+}
+
+#[test]
+fn a_container_that_does_not_wait_for_its_log_goes_on_while_that_is_held_up() {
+    with_machine(|machine| {
+        let options = [
+            "--name",
+            "hasty",
+            "--log-opt",
+            "mode=non-blocking",
+            "--log-opt",
+            "max-buffer-size=64k",
+            "--log-opt",
+            "max-size=100k",
+        ];
+        let begun = Instant::now();
+        run(
+            machine,
+            &options,
+            "sleep 1; busybox yes 'a whole line' | head -c 40000000; echo; echo last",
+        );
+        // It reads nothing; without the mode it could hold rotation up for a minute.
+        let mut idle = follow(machine, &["attach", "--no-stdin", "hasty"]);
+        machine.out(&["wait", "hasty"]);
+        assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+        let said = rest(&mut idle);
+        assert!(said.len() < 39_000_000, "something must have been dropped");
+        let torn = said.lines().filter(|line| *line != "a whole line").count();
+        assert!(torn < 2000, "{torn} of {}", said.lines().count());
+        // Nothing is missing where nothing is held up.
+        ended(
+            machine,
+            &["--name", "calm", "--log-opt", "mode=non-blocking"],
+            &count_to(2000),
+        );
+        assert_eq!(machine.out(&["logs", "calm"]) + "\n", numbers(2000));
     });
 }

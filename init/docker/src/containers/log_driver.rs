@@ -15,11 +15,14 @@ use crate::http::{ApiError, Result};
 use crate::images::short;
 use crate::units;
 
-/// What `local` keeps unless it is told: five files of 20 MiB.
+/// What `local` keeps unless it is told: five files of 20 MiB, compressed.
 const LOCAL: Limits = Limits {
     max_size: Some(20 << 20),
     max_files: 5,
+    compress: true,
 };
+/// Bytes that may wait for a log that the container does not wait for, unless it is told.
+const BUFFER: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Driver {
@@ -74,28 +77,15 @@ impl LogConfig {
 
     fn check_option(&self, driver: Driver, option: &str, value: &str) -> Result<()> {
         match option {
-            "mode" if matches!(value, "" | "blocking") => Ok(()),
-            "mode" if value == "non-blocking" => Err(refused(
-                "log option mode=non-blocking",
-                "no line is ever dropped here",
-            )),
+            "mode" if matches!(value, "" | "blocking" | "non-blocking") => Ok(()),
             "mode" => Err(wrong(format!("logger: logging mode not supported: {value}"))),
+            "max-buffer-size" if self.option("mode") == Some("non-blocking") => self.buffer().map(drop),
             "max-buffer-size" => Err(wrong(
                 "logger: max-buffer-size option is only supported with 'mode=non-blocking'".to_owned(),
             )),
             "labels-regex" | "env-regex" if driver == Driver::JsonFile => {
                 Err(refused(&format!("log option {option}"), "name them one by one"))
             }
-            "compress" => match value {
-                "1" | "t" | "T" | "true" | "TRUE" | "True" => Err(refused(
-                    "log option compress",
-                    "the pool's files are not compressed",
-                )),
-                "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(()),
-                _ => Err(wrong(format!(
-                    "strconv.ParseBool: parsing \"{value}\": invalid syntax"
-                ))),
-            },
             "tag" if driver == Driver::JsonFile => tag(value, &BTreeMap::new()).map(drop),
             known if driver.options().contains(&known) => Ok(()),
             _ => Err(wrong(match driver {
@@ -126,7 +116,7 @@ impl LogConfig {
             Driver::Local => LOCAL,
             Driver::None => return Ok(None),
         };
-        let max_size = match self.options.get("max-size").map(String::as_str) {
+        let max_size = match self.option("max-size") {
             None => default.max_size,
             Some("-1") => None,
             Some(text) => Some(size(text)?),
@@ -141,7 +131,39 @@ impl LogConfig {
                 }
             },
         };
-        Ok(Some(Limits { max_size, max_files }))
+        let compress = match self.option("compress") {
+            // Docker does without where nothing is rotated.
+            None => default.compress && max_files > 1 && max_size.is_some(),
+            Some(text) => boolean(text)?,
+        };
+        if compress && (max_files < 2 || max_size.is_none()) {
+            return Err(wrong(
+                "compress cannot be true when max-file is less than 2 or max-size is not set".to_owned(),
+            ));
+        }
+        Ok(Some(Limits {
+            max_size,
+            max_files,
+            compress,
+        }))
+    }
+
+    fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str)
+    }
+
+    /// How many bytes may wait for the log before some are dropped; none where the container waits.
+    pub(crate) fn buffer(&self) -> Result<Option<u64>> {
+        match (self.option("mode"), self.option("max-buffer-size")) {
+            (Some("non-blocking"), None) => Ok(Some(BUFFER)),
+            (Some("non-blocking"), Some(text)) => match units::bytes(text, 1024) {
+                Some(bytes) if bytes > 0 => Ok(Some(bytes)),
+                _ => Err(wrong(format!(
+                    "error parsing option max-buffer-size: invalid size: '{text}'"
+                ))),
+            },
+            _ => Ok(None),
+        }
     }
 
     /// As `inspect` shows it.
@@ -248,6 +270,17 @@ fn escape(text: &str) -> String {
     escaped
 }
 
+/// Go's `strconv.ParseBool`.
+fn boolean(text: &str) -> Result<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(wrong(format!(
+            "strconv.ParseBool: parsing \"{text}\": invalid syntax"
+        ))),
+    }
+}
+
 /// An amount of bytes; Docker reads this option's units as powers of a thousand.
 fn size(text: &str) -> Result<u64> {
     match units::bytes(text, 1000) {
@@ -285,11 +318,25 @@ mod tests {
         let expected = Limits {
             max_size: Some(1_500_000),
             max_files: 3,
+            compress: false,
         };
         assert_eq!(limits("json-file", set.clone()), Some(expected));
-        assert_eq!(limits("local", set), Some(expected));
+        let compressed = Limits {
+            compress: true,
+            ..expected
+        };
+        assert_eq!(limits("local", set), Some(compressed));
+        let asked = json!({"max-size": "1.5m", "max-file": "3", "compress": "true"});
+        assert_eq!(limits("json-file", asked), Some(compressed));
         let unlimited = limits("local", json!({"max-size": "-1"})).unwrap();
         assert_eq!(unlimited.max_size, None);
+        let buffer = |options| config("json-file", options).buffer().unwrap();
+        assert_eq!(buffer(json!({"mode": "blocking"})), None);
+        assert_eq!(buffer(json!({"mode": "non-blocking"})), Some(1 << 20));
+        assert_eq!(
+            buffer(json!({"mode": "non-blocking", "max-buffer-size": "4k"})),
+            Some(4096)
+        );
     }
 
     #[test]
@@ -326,8 +373,22 @@ mod tests {
                 json!({"mode": "fast"}),
                 "logger: logging mode not supported: fast",
             ),
-            ("json-file", json!({"mode": "non-blocking"}), "mode=non-blocking"),
-            ("local", json!({"compress": "true"}), "compress"),
+            (
+                "json-file",
+                json!({"max-buffer-size": "1m"}),
+                "only supported with 'mode=non-blocking'",
+            ),
+            (
+                "local",
+                json!({"mode": "non-blocking", "max-buffer-size": "x"}),
+                "invalid size: 'x'",
+            ),
+            (
+                "json-file",
+                json!({"compress": "true"}),
+                "compress cannot be true",
+            ),
+            ("json-file", json!({"compress": "yes"}), "ParseBool"),
             ("json-file", json!({"labels-regex": "^a"}), "labels-regex"),
             ("json-file", json!({"tag": "{{.Colour}}"}), "tag={{.Colour}}"),
         ] {
@@ -338,6 +399,10 @@ mod tests {
         for (kind, options) in [
             ("none", json!({"anything": "goes"})),
             ("local", json!({"compress": "false", "mode": "blocking"})),
+            (
+                "json-file",
+                json!({"mode": "non-blocking", "max-buffer-size": "4m"}),
+            ),
             (
                 "json-file",
                 json!({"labels": "a,b", "env": "X", "tag": "{{.Name}}/{{ .ID }}", "max-size": "10k"}),

@@ -20,7 +20,7 @@ use super::ready::{self, Ready};
 use super::{health, root, told};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
-use crate::streams::Ends;
+use crate::streams::{self, Ends};
 use crate::volumes;
 
 /// How long the rest of a container's output may hold up the settling of its end.
@@ -295,6 +295,15 @@ fn watch_over(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Stor
 async fn hear(engine: Arc<Engine>, container: Arc<Container>, ends: Ends, log: Option<Log>) {
     let Some(Log { writer, turn }) = log else {
         return container.streams.pump(ends).await;
+    };
+    // Checked when the container was made.
+    let buffer = container.lock().host.log_config.buffer().unwrap_or_default();
+    let ends = match buffer {
+        None => ends,
+        Some(most) => match streams::buffered(ends, most) {
+            Ok(ends) => ends,
+            Err(error) => return report(&container.id, "hear it", Err(unheard(error))),
+        },
     };
     let relay = if ends.is_terminal() {
         match engine.zones.relay(&container.id).await {

@@ -23,11 +23,13 @@ use zones::log::Stream;
 use zones::{Stdio, Zones};
 
 mod attend;
+mod buffer;
 mod follow;
 mod holds;
 mod record;
 
 pub(crate) use attend::{Attachment, Source, attend, parse_detach_keys};
+pub(crate) use buffer::buffered;
 pub(crate) use follow::{Follower, Span};
 
 /// Bytes read from a process at a time.

@@ -21,6 +21,7 @@ const KILLS: u64 = 200;
 const LIMITS: Limits = Limits {
     max_size: Some(300_000),
     max_files: 10_000,
+    compress: false,
 };
 
 /// Takes both streams to their ends.

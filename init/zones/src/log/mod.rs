@@ -76,12 +76,15 @@ pub struct Limits {
     pub max_size: Option<u64>,
     /// Segments, at least one.
     pub max_files: u32,
+    /// Whether the file system is to compress what is said; it must be btrfs then.
+    pub compress: bool,
 }
 
 impl Limits {
     pub const NONE: Self = Self {
         max_size: None,
         max_files: 1,
+        compress: false,
     };
 }
 

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use super::Stream;
 use super::format::{Kind, MAX_ENTRY, RECORD, Record, count_entries};
 
+/// The property by which btrfs compresses a file, and how; see btrfs-property(8).
+const COMPRESSION: (&str, &[u8]) = ("btrfs.compression", b"zstd");
+
 /// Numbers of the segments that are there, the oldest first. A folder that is not there has none.
 pub(super) fn list(dir: &Path) -> io::Result<Vec<u64>> {
     let entries = match fs::read_dir(dir) {
@@ -59,13 +62,17 @@ pub(super) struct Segment {
 
 impl Segment {
     /// Makes a segment; the data file first, as it is the index that makes it count.
-    pub(super) fn create(dir: &Path, number: u64, open: [u16; 2]) -> io::Result<Self> {
+    pub(super) fn create(dir: &Path, number: u64, open: [u16; 2], compress: bool) -> io::Result<Self> {
         let fresh = || {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(true);
             options
         };
         let data = fresh().open(data_path(dir, number))?;
+        if compress {
+            let (property, method) = COMPRESSION;
+            rustix::fs::fsetxattr(&data, property, method, rustix::fs::XattrFlags::empty())?;
+        }
         let index = fresh().open(index_path(dir, number))?;
         let mut segment = Self {
             number,

@@ -129,6 +129,7 @@ fn a_tail_is_found_over_many_pieces_and_segments() {
     let limits = Limits {
         max_size: Some(30_000),
         max_files: 1000,
+        compress: false,
     };
     for limits in [Limits::NONE, limits] {
         let mut bench = Bench::new(limits);
@@ -210,6 +211,7 @@ fn rotation_keeps_so_many_segments_and_a_follower_reads_across() {
     let limits = Limits {
         max_size: Some(10_000),
         max_files: 3,
+        compress: false,
     };
     let mut bench = Bench::new(limits);
     let mut follower = Reader::open(&bench.path, ALL).unwrap();
@@ -247,6 +249,7 @@ fn an_entry_whose_beginning_was_rotated_away_is_left_out() {
     let limits = Limits {
         max_size: Some(1000),
         max_files: 1,
+        compress: false,
     };
     let mut bench = Bench::new(limits);
     let text = format!("first\n{}", "y".repeat(40_000));
@@ -271,6 +274,7 @@ fn a_follower_that_sleeps_through_rotations_goes_on_and_a_listener_is_told() {
     let limits = Limits {
         max_size: Some(5000),
         max_files: 2,
+        compress: false,
     };
     let mut bench = Bench::new(limits);
     bench.say(Stream::Stdout, b"one\n");
@@ -419,6 +423,7 @@ fn a_segment_without_its_index_begins_anew() {
     let limits = Limits {
         max_size: Some(2000),
         max_files: 2,
+        compress: false,
     };
     let mut bench = Bench::new(limits);
     for number in 0..300 {

@@ -54,7 +54,7 @@ impl Writer {
         fs::create_dir_all(dir)?;
         let segments = segment::list(dir)?;
         let segment = match segments.as_slice() {
-            [] => Segment::create(dir, FIRST_SEGMENT, [0, 0])?,
+            [] => Segment::create(dir, FIRST_SEGMENT, [0, 0], limits.compress)?,
             [.., last] => Segment::open(dir, *last, || left_open(dir, &segments))?,
         };
         let mut writer = Self {
@@ -146,7 +146,7 @@ impl Writer {
             }
         }
         let before = self.segment.number;
-        self.segment = Segment::create(&self.dir, next, open)?;
+        self.segment = Segment::create(&self.dir, next, open, self.limits.compress)?;
         if before < first_kept {
             segment::remove(&self.dir, before)?;
         }
