@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use network::uplink::{Status, UplinkConfig, Uplinks};
-use network::{Cidr, Network};
+use network::{Bridge, Cidr, Networks};
 
 use crate::console::say;
 use crate::modules::Loader;
@@ -22,7 +22,7 @@ const MODULES: &[&str] = &[
     "nf_conntrack",
     "nft_chain_nat",
     "nft_ct",
-    "nft_fib_ipv4",
+    "nft_fib_inet",
     "nft_masq",
     "nft_nat",
 ];
@@ -30,12 +30,12 @@ const MODULES: &[&str] = &[
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Makes the bridge, or finds the one that an earlier supervisor made.
-pub(crate) fn open_bridge(modules: &Loader) -> anyhow::Result<Network> {
+pub(crate) fn open_bridge(modules: &Loader) -> anyhow::Result<Networks> {
     MODULES
         .iter()
         .try_for_each(|module| modules.load(module))
         .map_err(anyhow::Error::msg)?;
-    Network::open(BRIDGE, GATEWAY).context("Cannot set up the zones' bridge")
+    Networks::open(Bridge::new(BRIDGE, GATEWAY)).context("Cannot set up the zones' bridge")
 }
 
 /// Starts the DHCP clients and tells the console of every change. Nothing waits for a lease.

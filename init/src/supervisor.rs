@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use docker::{Engine, EngineConfig, Power};
 use handover::{API_PORT, BootConfig, NodeBundle};
-use network::Network;
+use network::Networks;
 use rustix::process::Signal;
 use store::Store;
 use tokio::sync::mpsc;
@@ -175,7 +175,7 @@ async fn api(
 async fn bring_up(
     engine: Arc<Engine>,
     config: Arc<BootConfig>,
-    network: JoinHandle<Option<Arc<Network>>>,
+    network: JoinHandle<Option<Arc<Networks>>>,
     store: JoinHandle<Option<Arc<Store>>>,
 ) {
     match network.await {
@@ -297,7 +297,7 @@ fn open_pool(config: &Arc<BootConfig>, loader: &Arc<Loader>) -> JoinHandle<Optio
     })
 }
 
-fn bridge(loader: &Arc<Loader>) -> JoinHandle<Option<Arc<Network>>> {
+fn bridge(loader: &Arc<Loader>) -> JoinHandle<Option<Arc<Networks>>> {
     let loader = loader.clone();
     spawn_blocking(move || {
         let started = Instant::now();

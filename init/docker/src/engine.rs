@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use handover::BootZone;
-use network::Network;
+use network::Networks;
 use store::Store;
 use tokio::sync::{Semaphore, watch};
 use zones::{Survivor, Zones};
@@ -93,6 +93,7 @@ pub struct Engine {
     pub(crate) containers: Containers,
     pub(crate) execs: Execs,
     pub(crate) volumes: Volumes,
+    pub(crate) networks: crate::networks::Table,
     pub(crate) memo: Memo,
     pub(crate) started: Instant,
     ending: AtomicBool,
@@ -105,7 +106,7 @@ pub struct Engine {
     /// Of processes that wait for their start.
     pub(crate) places: Arc<Semaphore>,
     store: Cell<Store>,
-    network: Cell<Network>,
+    network: Cell<Networks>,
 }
 
 impl Engine {
@@ -125,6 +126,7 @@ impl Engine {
             containers: Containers::default(),
             execs: Execs::default(),
             volumes: Volumes::default(),
+            networks: crate::networks::Table::default(),
             memo: Memo::restore(kept.remove(memo::KEPT)),
             started: Instant::now(),
             ending: AtomicBool::new(false),
@@ -178,7 +180,7 @@ impl Engine {
         self.store.0.send_replace(Later::Never(reason.into()));
     }
 
-    pub fn set_network(&self, network: Arc<Network>) {
+    pub fn set_network(&self, network: Arc<Networks>) {
         self.network.0.send_replace(Later::Here(network));
     }
 
@@ -194,7 +196,7 @@ impl Engine {
         self.store.get().await
     }
 
-    pub async fn network(&self) -> Result<Arc<Network>> {
+    pub async fn network(&self) -> Result<Arc<Networks>> {
         self.network.get().await
     }
 
@@ -203,7 +205,7 @@ impl Engine {
         self.store.now()
     }
 
-    pub(crate) fn network_now(&self) -> Option<Arc<Network>> {
+    pub(crate) fn network_now(&self) -> Option<Arc<Networks>> {
         self.network.now()
     }
 

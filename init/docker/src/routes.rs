@@ -120,7 +120,7 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
             req.name = (*id).to_owned();
             crate::exec::route(engine, verb, req).await
         }
-        (_, ["networks", rest @ ..]) => networks::route(&engine, method.as_str(), rest, &req).await,
+        (_, ["networks", rest @ ..]) => networks::route(&engine, method.as_str(), rest, req).await,
         ("GET", ["system", "df"]) => crate::usage::usage(&engine, &req).await,
         ("POST", ["swarm", "init" | "join"]) => Err(ApiError::not_implemented(
             "Monobloc machines do not form a swarm; docker contexts let one client work with many.",

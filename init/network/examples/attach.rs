@@ -5,9 +5,11 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use network::{Cidr, Network, Port, Protocol, Result};
+use network::{Bridge, Cidr, Join, Networks, Port, Protocol, Result, Ways};
 
 const ROUNDS: u16 = 50;
+const USUAL: &str = "mono0";
+const GATEWAY: Cidr = Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16);
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let host = sys::netlink::new_namespace()?;
@@ -17,7 +19,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
 
 fn measure() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let began = Instant::now();
-    let network = Network::open("mono0", Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16))?;
+    let network = Networks::open(Bridge::new(USUAL, GATEWAY))?;
     println!("open {:?}", began.elapsed());
     let zones: Vec<OwnedFd> = (0..ROUNDS)
         .map(|_| sys::netlink::new_namespace())
@@ -25,19 +27,28 @@ fn measure() -> std::result::Result<(), Box<dyn std::error::Error + Send + Sync>
     let ids: Vec<String> = (0..ROUNDS).map(|number| format!("zone{number}")).collect();
     time("attach", &ids, |at, id| {
         let zone = zones.get(at).ok_or(network::Error::PortZero)?;
-        network.attach(id, zone.as_fd(), None).map(drop)
+        let join = Join {
+            network: USUAL.to_owned(),
+            ..Join::default()
+        };
+        network.reserve(id, &join)?;
+        let ways = Ways {
+            outside: Some(USUAL),
+            names: None,
+        };
+        network.attach(id, zone.as_fd(), ways)
     })?;
     time("publish", &ids, |at, id| {
         let port = Port {
             protocol: Protocol::Tcp,
             host_ip: None,
-            host_port: u16::try_from(10_000 + at).ok(),
+            host_ports: u16::try_from(10_000 + at).ok().map(|port| (port, port)),
             zone_port: 80,
         };
-        network.publish(id, &[port]).map(drop)
+        network.publish(id, USUAL, &[port]).map(drop)
     })?;
     let began = Instant::now();
-    let again = Network::open("mono0", Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16))?;
+    let again = Networks::open(Bridge::new(USUAL, GATEWAY))?;
     println!(
         "open with {} zones {:?}",
         again.endpoints().len(),

@@ -1,9 +1,9 @@
 //! What can go wrong with the network, said so that the reader knows what to do next.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use crate::{Cidr, Protocol};
+use crate::Protocol;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -23,11 +23,11 @@ pub enum Error {
     #[error("The network link {0} does not exist; `GET /monobloc/v1/status` lists those that do")]
     NoSuchLink(String),
     #[error("The network {name} has no free address left in {subnet}; remove containers that are not needed")]
-    Exhausted { name: String, subnet: Cidr },
+    Exhausted { name: String, subnet: String },
     #[error("The address {address} is taken by the container {holder}; choose another or none")]
-    AddressTaken { address: Ipv4Addr, holder: String },
+    AddressTaken { address: IpAddr, holder: String },
     #[error("The address {address} is not a usable one of the network {subnet}; choose another or none")]
-    AddressOutside { address: Ipv4Addr, subnet: Cidr },
+    AddressOutside { address: IpAddr, subnet: String },
     #[error("The network link {0} is there and is no bridge; remove it or choose another name")]
     NotABridge(String),
     #[error("The container {0} is not on the network, so it cannot publish ports; start it first")]
@@ -36,23 +36,37 @@ pub enum Error {
     ZoneId(String),
     #[error("The name {0:?} is not usable for a network link; 1 to 15 letters, digits, `_`, `.` or `-` are")]
     LinkName(String),
-    #[error("The network {0} has no room for zones; use a prefix length from 8 to 30")]
-    Subnet(Cidr),
-    #[error("Port {port}/{protocol} of {host} is published by the container {holder} already; choose another host port", protocol = word(*.protocol))]
+    #[error("The network {0} has no room for zones; use a prefix length from 8 to 30, of IPv6 from 8 to 126")]
+    Subnet(String),
+    #[error("The network {0} overlaps {1}, which is there already; choose another subnet")]
+    Overlap(String, String),
+    #[error("There is no network {0} here")]
+    NoSuchNetwork(String),
+    #[error("There is a network {0} already; choose another name")]
+    NetworkExists(String),
+    #[error("The network {name} is in use by {count} containers; disconnect them first")]
+    InUse { name: String, count: usize },
+    #[error("The container {zone} is on the network {network} already")]
+    JoinedAlready { zone: String, network: String },
+    #[error("Port {port}/{protocol} of {host} is published by the container {holder} already; choose another host port", protocol = .protocol.name())]
     PortPublished {
         port: u16,
         protocol: Protocol,
-        host: Ipv4Addr,
+        host: IpAddr,
         holder: String,
     },
     /// The port is held by something that is no zone, such as the API itself.
-    #[error("Port {port}/{protocol} of {host} cannot be published; choose another host port or host address", protocol = word(*.protocol))]
+    #[error("Port {port}/{protocol} of {host} cannot be published; choose another host port or host address", protocol = .protocol.name())]
     PortUnusable {
         port: u16,
         protocol: Protocol,
-        host: Ipv4Addr,
+        host: IpAddr,
         source: io::Error,
     },
+    #[error(
+        "A container without an IPv6 address cannot be reached at {0}; choose an address of IPv4 or connect it to a network with IPv6"
+    )]
+    PortFamily(std::net::Ipv6Addr),
     #[error("Port 0 of a container cannot be published; name the port it listens on")]
     PortZero,
 }
@@ -67,12 +81,5 @@ impl std::fmt::Display for Hint {
             Some(text) => write!(f, " ({text})"),
             None => Ok(()),
         }
-    }
-}
-
-fn word(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
     }
 }

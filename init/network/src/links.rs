@@ -33,6 +33,8 @@ pub struct Link {
     pub mtu: u32,
     /// Index of the bridge that the link is a port of.
     pub master: Option<u32>,
+    /// Number by which packet rules know several links at once (`ip link set group`).
+    pub group: u32,
     /// Free text beside the name (`ip link set alias`).
     pub alias: Option<String>,
 }

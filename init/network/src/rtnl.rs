@@ -2,13 +2,13 @@
 //! a batch or reads one answer. Layouts and numbers are those of `linux/rtnetlink.h`,
 //! `linux/if_link.h`, `linux/if_addr.h` and `linux/veth.h`.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use crate::links::{Address, Link, Route};
 use crate::netlink::{Attributes, Batch, Body, Reply, flag, text, u16_of, u32_of};
-use crate::{Cidr, Mac};
+use crate::{Cidr, Cidr6, Mac};
 
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
@@ -19,13 +19,14 @@ const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWNEIGH: u16 = 28;
 
 /// Multicast mask that tells of links coming, going and changing.
 pub(crate) const GROUP_LINK: u32 = 1;
 
 const AF_UNSPEC: u8 = 0;
 const AF_INET: u8 = 2;
-const AF_INET6: u16 = 10;
+const AF_INET6: u8 = 10;
 
 /// Length of `ifinfomsg`.
 const IFINFO: usize = 16;
@@ -47,6 +48,7 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_AF_SPEC: u16 = 26;
+const IFLA_GROUP: u16 = 27;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_EXT_MASK: u16 = 29;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
@@ -74,6 +76,8 @@ const IFA_CACHEINFO: u16 = 6;
 const IFA_FLAGS: u16 = 8;
 /// The address says nothing of what is on the link.
 const IFA_F_NOPREFIXROUTE: u32 = 0x200;
+/// Nobody is asked whether he has the address already.
+const IFA_F_NODAD: u32 = 0x02;
 const LIFETIME_INFINITE: u32 = u32::MAX;
 
 const RTA_DST: u16 = 1;
@@ -82,6 +86,7 @@ const RTA_GATEWAY: u16 = 5;
 const RTA_PRIORITY: u16 = 6;
 const RTA_PREFSRC: u16 = 7;
 const RT_TABLE_MAIN: u8 = 254;
+const RT_TABLE_LOCAL: u8 = 255;
 const RTPROT_BOOT: u8 = 3;
 const RTPROT_DHCP: u8 = 16;
 const RT_SCOPE_UNIVERSE: u8 = 0;
@@ -89,6 +94,12 @@ const RT_SCOPE_LINK: u8 = 253;
 const RTN_UNICAST: u8 = 1;
 /// The gateway is on the link although no address of the link's says so.
 const RTNH_F_ONLINK: u32 = 4;
+
+/// Length of `ndmsg`.
+const NDMSG: usize = 12;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
 
 /// How a request names a link.
 #[derive(Debug, Clone, Copy)]
@@ -103,8 +114,18 @@ pub(crate) struct Change<'a> {
     pub(crate) up: Option<bool>,
     pub(crate) mtu: Option<u32>,
     pub(crate) alias: Option<&'a str>,
+    pub(crate) settings: Settings,
+}
+
+/// Settings of the link's protocols; see `linux/ip.h`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum Settings {
+    #[default]
+    Unchanged,
     /// What comes by it is taken for a zone's, see [`guard_against_zone`].
-    pub(crate) zone: bool,
+    OfZone,
+    /// Addresses of the loopback's network may be at the link's other end (`route_localnet`).
+    LoopbackBeyond,
 }
 
 pub(crate) fn new_bridge(batch: &mut Batch, name: &str, mac: Mac) {
@@ -125,6 +146,10 @@ pub(crate) struct VethEnd<'a> {
     /// 0: the kernel chooses.
     pub(crate) index: u32,
     pub(crate) mac: Option<Mac>,
+    /// None: the kernel's usual one.
+    pub(crate) mtu: Option<u32>,
+    /// By which the packet rules know its network; 0 is that of all others.
+    pub(crate) group: u32,
     /// Namespace that the end is born in; none: the socket's.
     pub(crate) namespace: Option<BorrowedFd<'a>>,
 }
@@ -137,6 +162,12 @@ pub(crate) fn new_veth(batch: &mut Batch, near: VethEnd<'_>, far: VethEnd<'_>) {
         body.text(IFLA_IFNAME, end.name);
         if let Some(mac) = end.mac {
             body.bytes(IFLA_ADDRESS, &mac.0);
+        }
+        if let Some(mtu) = end.mtu {
+            body.u32(IFLA_MTU, mtu);
+        }
+        if end.group > 0 {
+            body.u32(IFLA_GROUP, end.group);
         }
         if let Some(namespace) = end.namespace {
             body.u32(IFLA_NET_NS_FD, namespace.as_raw_fd().cast_unsigned());
@@ -167,15 +198,24 @@ pub(crate) fn set_link(batch: &mut Batch, which: Which<'_>, change: Change<'_>) 
         if let Some(alias) = change.alias {
             body.bytes(IFLA_IFALIAS, alias.as_bytes());
         }
-        if change.zone {
-            guard_against_zone(body);
+        match change.settings {
+            Settings::Unchanged => {}
+            Settings::OfZone => guard_against_zone(body),
+            Settings::LoopbackBeyond => body.nest(IFLA_AF_SPEC, |families| {
+                families.nest(AF_INET.into(), |family| {
+                    family.nest(IFLA_INET_CONF, |settings| {
+                        settings.u32(IPV4_DEVCONF_ROUTE_LOCALNET, 1);
+                    });
+                });
+            }),
         }
     });
 }
 
 /// What the host's end of a zone's link is like: only packets that the routes would answer by it come
 /// in (`rp_filter`), so that a zone has no address but its own; the zone is told of no shorter way; the
-/// host itself reaches the zone's published ports by its loopback addresses. And there is no IPv6.
+/// host itself reaches the zone's published ports by its loopback addresses. And no address of IPv6 comes by
+/// itself.
 fn guard_against_zone(body: &mut Body<'_>) {
     body.nest(IFLA_AF_SPEC, |families| {
         families.nest(AF_INET.into(), |family| {
@@ -185,7 +225,7 @@ fn guard_against_zone(body: &mut Body<'_>) {
                 settings.u32(IPV4_DEVCONF_ROUTE_LOCALNET, 1);
             });
         });
-        families.nest(AF_INET6, |family| {
+        families.nest(AF_INET6.into(), |family| {
             family.bytes(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
         });
     });
@@ -253,6 +293,88 @@ fn write_address(body: &mut Body<'_>, link: u32, address: Cidr) {
     }
 }
 
+/// Gives a link an address of IPv6 that nobody else can have and that says nothing of what else is on the
+/// link, where `lone`.
+pub(crate) fn replace_address6(batch: &mut Batch, link: u32, address: Cidr6, lone: bool) {
+    batch.push(RTM_NEWADDR, flag::CREATE | flag::REPLACE, |body| {
+        body.fixed(&[AF_INET6, address.prefix, 0, 0]);
+        body.fixed(&link.to_ne_bytes());
+        body.bytes(IFA_LOCAL, &address.address.octets());
+        let prefix_route = if lone { IFA_F_NOPREFIXROUTE } else { 0 };
+        body.u32(IFA_FLAGS, IFA_F_NODAD | prefix_route);
+    });
+}
+
+/// Says for ever which hardware address is a neighbour's, so that nobody is asked.
+pub(crate) fn replace_neighbour(batch: &mut Batch, link: u32, address: Ipv6Addr, mac: Mac) {
+    batch.push(RTM_NEWNEIGH, flag::CREATE | flag::REPLACE, |body| {
+        let mut fixed = [0_u8; NDMSG];
+        fixed[0] = AF_INET6;
+        fixed[4..8].copy_from_slice(&link.to_ne_bytes());
+        fixed[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+        body.fixed(&fixed);
+        body.bytes(NDA_DST, &address.octets());
+        body.bytes(NDA_LLADDR, &mac.0);
+    });
+}
+
+/// Sets a route of IPv6: to what is on the link, or by a gateway that is.
+pub(crate) fn replace_route6(batch: &mut Batch, link: u32, destination: Cidr6, gateway: Option<Ipv6Addr>) {
+    batch.push(RTM_NEWROUTE, flag::CREATE | flag::REPLACE, |body| {
+        let prefix = destination.prefix;
+        let (table, protocol) = (RT_TABLE_MAIN, RTPROT_BOOT);
+        body.fixed(&[
+            AF_INET6,
+            prefix,
+            0,
+            0,
+            table,
+            protocol,
+            RT_SCOPE_UNIVERSE,
+            RTN_UNICAST,
+        ]);
+        body.fixed(&if gateway.is_some() { RTNH_F_ONLINK } else { 0 }.to_ne_bytes());
+        if prefix > 0 {
+            body.bytes(RTA_DST, &destination.network().address.octets());
+        }
+        if let Some(gateway) = gateway {
+            body.bytes(RTA_GATEWAY, &gateway.octets());
+        }
+        body.u32(RTA_OIF, link);
+    });
+}
+
+/// Has packets for one address of the loopback's network leave by a link's gateway.
+pub(crate) fn replace_way_beyond(
+    batch: &mut Batch,
+    link: u32,
+    address: Ipv4Addr,
+    by: Ipv4Addr,
+    from: Ipv4Addr,
+) {
+    batch.push(RTM_NEWROUTE, flag::CREATE | flag::REPLACE, |body| {
+        let (table, scope) = (RT_TABLE_LOCAL, RT_SCOPE_UNIVERSE);
+        body.fixed(&[
+            AF_INET,
+            32,
+            0,
+            0,
+            table,
+            RTPROT_BOOT,
+            scope,
+            RTN_UNICAST,
+            0,
+            0,
+            0,
+            0,
+        ]);
+        body.bytes(RTA_DST, &address.octets());
+        body.bytes(RTA_GATEWAY, &by.octets());
+        body.bytes(RTA_PREFSRC, &from.octets());
+        body.u32(RTA_OIF, link);
+    });
+}
+
 pub(crate) fn delete_address(batch: &mut Batch, link: u32, address: Cidr) {
     batch.push(RTM_DELADDR, 0, |body| {
         ifaddr(body, link, address);
@@ -293,6 +415,7 @@ pub(crate) fn link(reply: &Reply) -> Option<Link> {
         carrier: flags & IFF_LOWER_UP != 0,
         mtu: attributes.find(IFLA_MTU).and_then(u32_of).unwrap_or(0),
         master: attributes.find(IFLA_MASTER).and_then(u32_of),
+        group: attributes.find(IFLA_GROUP).and_then(u32_of).unwrap_or(0),
         alias: attributes.find(IFLA_IFALIAS).map(text),
     })
 }

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use common::Namespace;
 use network::links::Links;
-use network::{Cidr, Endpoint, Error, Network, Port, Protocol};
+use network::{Bridge, Cidr, Endpoint, Error, Join, Networks, Port, Protocol, Ways};
 use serde_json::Value;
 
 const GATEWAY: Cidr = Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16);
+const USUAL: &str = "mono0";
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -24,7 +25,7 @@ const DOUBT: Duration = Duration::from_millis(400);
 struct Site {
     host: Namespace,
     outside: Namespace,
-    network: Network,
+    network: Networks,
 }
 
 impl Site {
@@ -32,7 +33,7 @@ impl Site {
         let host = Namespace::new();
         let outside = Namespace::new();
         host.cable(("up0", "192.0.2.1/24"), &outside, ("out0", "192.0.2.2/24"));
-        let network = host.run(|| Network::open("mono0", GATEWAY)).unwrap();
+        let network = host.run(|| Networks::open(Bridge::new(USUAL, GATEWAY))).unwrap();
         Self {
             host,
             outside,
@@ -42,14 +43,39 @@ impl Site {
 
     fn zone(&self, id: &str) -> (Namespace, Endpoint) {
         let namespace = Namespace(sys_namespace());
-        let endpoint = self.network.attach(id, namespace.fd(), None).unwrap();
+        let endpoint = attach(&self.network, id, &namespace, None).unwrap();
         (namespace, endpoint)
     }
 
     fn publish(&self, id: &str, port: Port) -> u16 {
-        let bound = self.host.run(|| self.network.publish(id, &[port])).unwrap();
+        let bound = self
+            .host
+            .run(|| self.network.publish(id, USUAL, &[port]))
+            .unwrap();
         bound[0].host_port
     }
+}
+
+/// Puts a zone on the usual network alone, from wherever it was.
+fn attach(
+    networks: &Networks,
+    id: &str,
+    zone: &Namespace,
+    address: Option<Ipv4Addr>,
+) -> Result<Endpoint, Error> {
+    let join = Join {
+        network: USUAL.to_owned(),
+        address,
+        ..Join::default()
+    };
+    networks.detach(id)?;
+    let endpoint = networks.reserve(id, &join)?;
+    let ways = Ways {
+        outside: Some(USUAL),
+        names: None,
+    };
+    networks.attach(id, zone.fd(), ways)?;
+    Ok(endpoint)
 }
 
 fn sys_namespace() -> std::os::fd::OwnedFd {
@@ -60,7 +86,7 @@ fn port(protocol: Protocol, host_port: Option<u16>, zone_port: u16) -> Port {
     Port {
         protocol,
         host_ip: None,
-        host_port,
+        host_ports: host_port.map(|port| (port, port)),
         zone_port,
     }
 }
@@ -134,22 +160,23 @@ fn nft_shows_the_rules_as_they_are_meant() {
     let (_zone, endpoint) = site.zone("web");
     site.publish("web", port(Protocol::Tcp, Some(8080), 80));
     let at = Port {
-        host_ip: Some(HOST),
+        host_ip: Some(HOST.into()),
         ..port(Protocol::Udp, Some(5353), 53)
     };
     site.publish("web", at);
     let text = site.host.output("nft", &["list", "ruleset"]);
     for line in [
         "iifname != \"lo\" ip daddr 127.0.0.0/8 drop",
-        "iifname \"mz-*\" ip saddr != 172.17.0.0/16 drop",
+        "iifname \"mz-*\" fib saddr . iif oif missing drop",
+        "iifgroup . oifgroup @together accept",
         "fib daddr type local dnat ip to ip daddr . meta l4proto . th dport map @published_at",
         "fib daddr type local dnat ip to meta l4proto . th dport map @published",
         "type filter hook forward priority filter; policy drop;",
         "ct state established,related accept",
-        "oifname \"mz-*\" ct status dnat accept",
-        "ip saddr 172.17.0.0/16 oifname != \"mz-*\" masquerade",
+        "oifgroup @outward ct status dnat accept",
+        "iifgroup @masqueraded oifname != \"mz-*\" masquerade",
         "ip saddr 127.0.0.0/8 oifname \"mz-*\" masquerade",
-        "ip saddr 172.17.0.0/16 oifname \"mz-*\" ct status dnat masquerade",
+        "iifname \"mz-*\" oifname \"mz-*\" ct status dnat masquerade",
         &format!("tcp . 8080 : {} . 80", endpoint.address),
         &format!("192.0.2.1 . udp . 5353 : {} . 53", endpoint.address),
     ] {
@@ -158,8 +185,8 @@ fn nft_shows_the_rules_as_they_are_meant() {
     let json: serde_json::Value =
         serde_json::from_str(&site.host.output("nft", &["-j", "list", "ruleset"])).unwrap();
     let rules = json["nftables"].as_array().unwrap();
-    assert_eq!(rules.iter().filter(|o| o.get("rule").is_some()).count(), 12);
-    assert_eq!(rules.iter().filter(|o| o.get("chain").is_some()).count(), 5);
+    assert_eq!(rules.iter().filter(|o| o.get("rule").is_some()).count(), 27);
+    assert_eq!(rules.iter().filter(|o| o.get("chain").is_some()).count(), 6);
 }
 
 #[test]
@@ -268,7 +295,7 @@ fn a_port_published_at_loopback_is_for_the_host_alone() {
     let site = Site::new();
     let (zone, _) = site.zone("web");
     let at = Port {
-        host_ip: Some(Ipv4Addr::LOCALHOST),
+        host_ip: Some(Ipv4Addr::LOCALHOST.into()),
         ..port(Protocol::Tcp, Some(8080), 80)
     };
     site.publish("web", at);
@@ -373,7 +400,7 @@ fn a_zone_that_has_ended_leaves_its_link_to_its_namespace_and_its_address_to_oth
     assert!(site.network.endpoints().is_empty());
     // The namespace is still there, so is the link; another zone with the same address takes its place.
     let second = Namespace::new();
-    let taken = site.network.attach("second", second.fd(), Some(endpoint.address));
+    let taken = attach(&site.network, "second", &second, Some(endpoint.address));
     assert_eq!(taken.unwrap().address, endpoint.address);
     let server = serve_tcp(&second, 80);
     ask_tcp(&site.host, (endpoint.address, 80), PATIENCE).unwrap();
@@ -401,7 +428,7 @@ fn a_new_supervisor_finds_zones_and_ports_as_they_are() {
     } = site;
     drop(network);
 
-    let network = host.run(|| Network::open("mono0", GATEWAY)).unwrap();
+    let network = host.run(|| Networks::open(Bridge::new(USUAL, GATEWAY))).unwrap();
     assert_eq!(network.endpoints(), [("web".to_owned(), endpoint.clone())]);
     assert_eq!(network.published("web"), published);
     let server = serve_tcp(&zone, 80);
@@ -409,9 +436,9 @@ fn a_new_supervisor_finds_zones_and_ports_as_they_are() {
     server.join().unwrap();
     // The address and the port are not given again.
     let other = Namespace::new();
-    let next = network.attach("other", other.fd(), None).unwrap();
+    let next = attach(&network, "other", &other, None).unwrap();
     assert_ne!(next.address, endpoint.address);
-    let again = host.run(|| network.publish("other", &[port(Protocol::Tcp, Some(8080), 80)]));
+    let again = host.run(|| network.publish("other", USUAL, &[port(Protocol::Tcp, Some(8080), 80)]));
     assert!(matches!(again, Err(Error::PortPublished { holder, .. }) if holder == "web"));
 }
 
@@ -449,7 +476,7 @@ fn ports_in_use_are_refused_with_the_reason() {
     let (_a, _) = site.zone("a");
     let (_b, _) = site.zone("b");
     site.publish("a", port(Protocol::Tcp, Some(8080), 80));
-    let publish = |id: &str, port| site.host.run(|| site.network.publish(id, &[port]));
+    let publish = |id: &str, port| site.host.run(|| site.network.publish(id, USUAL, &[port]));
     let twice = publish("b", port(Protocol::Tcp, Some(8080), 80)).unwrap_err();
     assert_eq!(
         twice.to_string(),
@@ -466,7 +493,7 @@ fn ports_in_use_are_refused_with_the_reason() {
         port(Protocol::Tcp, Some(9000), 80),
         port(Protocol::Tcp, Some(8080), 81),
     ];
-    assert!(site.host.run(|| site.network.publish("b", &both)).is_err());
+    assert!(site.host.run(|| site.network.publish("b", USUAL, &both)).is_err());
     assert!(site.network.published("b").is_empty());
     publish("b", port(Protocol::Tcp, Some(9000), 80)).unwrap();
     // The same number of the other protocol is another port.
@@ -486,7 +513,7 @@ fn wanted_addresses_are_given_or_refused_with_the_reason() {
     let site = Site::new();
     let namespace = Namespace::new();
     let wanted = Ipv4Addr::new(172, 17, 9, 9);
-    let attach = |id: &str, address| site.network.attach(id, namespace.fd(), Some(address));
+    let attach = |id: &str, address| attach(&site.network, id, &namespace, Some(address));
     assert_eq!(attach("a", wanted).unwrap().address, wanted);
     assert!(matches!(attach("b", wanted), Err(Error::AddressTaken { holder, .. }) if holder == "a"));
     for outside in ["172.17.0.0", "172.17.0.1", "172.17.255.255", "10.0.0.1"] {
@@ -499,16 +526,16 @@ fn wanted_addresses_are_given_or_refused_with_the_reason() {
 fn a_full_subnet_says_so_and_gives_freed_addresses_again() {
     let host = Namespace::new();
     let small = Cidr::new(Ipv4Addr::new(10, 1, 1, 1), 29);
-    let network = host.run(|| Network::open("mono0", small)).unwrap();
+    let network = host.run(|| Networks::open(Bridge::new(USUAL, small))).unwrap();
     let zones: Vec<Namespace> = (0..6).map(|_| Namespace::new()).collect();
     for (number, zone) in zones.iter().take(5).enumerate() {
-        network.attach(&format!("z{number}"), zone.fd(), None).unwrap();
+        attach(&network, &format!("z{number}"), zone, None).unwrap();
     }
-    let full = network.attach("z5", zones[5].fd(), None).unwrap_err();
+    let full = attach(&network, "z5", &zones[5], None).unwrap_err();
     assert!(matches!(full, Error::Exhausted { .. }), "{full}");
-    let freed = network.endpoint("z2").unwrap().address;
+    let freed = network.endpoint("z2", USUAL).unwrap().address;
     network.detach("z2").unwrap();
-    assert_eq!(network.attach("z5", zones[5].fd(), None).unwrap().address, freed);
+    assert_eq!(attach(&network, "z5", &zones[5], None).unwrap().address, freed);
 }
 
 #[test]
@@ -517,7 +544,7 @@ fn a_failed_attach_leaves_nothing_behind() {
     let zone = Namespace::new();
     zone.output("ip", &["link", "add", "eth0", "type", "bridge"]);
     let before = site.host.ip(&["link"]).as_array().unwrap().len();
-    let error = site.network.attach("web", zone.fd(), None).unwrap_err();
+    let error = attach(&site.network, "web", &zone, None).unwrap_err();
     assert!(error.to_string().contains("container web"), "{error}");
     assert_eq!(site.host.ip(&["link"]).as_array().unwrap().len(), before);
     assert!(site.network.endpoints().is_empty());

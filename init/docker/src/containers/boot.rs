@@ -22,6 +22,7 @@ const BOOT_LABEL: &str = "org.monobloc.boot";
 
 /// Reads the stored containers and takes over what runs of them.
 pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors: Vec<Survivor>) {
+    crate::networks::restore(&engine, &store).await;
     let reading = store.clone();
     match blocking(move || read_all(&reading)).await {
         Ok(records) => {

@@ -12,6 +12,7 @@ use super::devices::DeviceMapping;
 use super::log_driver::LogConfig;
 use super::mounts::request::MountRequest;
 use crate::http::{ApiError, Result};
+use crate::networks::EndpointSettings;
 use crate::units;
 
 /// Null means the default, as in Go.
@@ -259,6 +260,7 @@ const CONFIG: &[&str] = &[
     "StopTimeout",
     "HostConfig",
     "NetworkingConfig",
+    "MacAddress",
     // Says how Windows reads the command line.
     "ArgsEscaped",
     // The shell of a Dockerfile, and its later steps: nothing to run here.
@@ -311,28 +313,6 @@ fn check_unknown(body: &Map<String, Value>) -> Result<()> {
             return Err(refuse(field, ""));
         }
     }
-    for (field, value) in body
-        .get("NetworkingConfig")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
-        let endpoints = value.as_object().into_iter().flatten();
-        for (network, settings) in endpoints {
-            let known = matches!(network.as_str(), "bridge" | "default" | "none");
-            let set = settings
-                .as_object()
-                .into_iter()
-                .flatten()
-                .find(|(_, value)| !is_zero(value));
-            if field != "EndpointsConfig" || !known {
-                return Err(refuse(&format!("NetworkingConfig.{field}.{network}"), ""));
-            }
-            if let Some((key, _)) = set {
-                return Err(refuse(&format!("NetworkingConfig.{field}.{network}.{key}"), ""));
-            }
-        }
-    }
     Ok(())
 }
 
@@ -367,6 +347,19 @@ fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
 pub(crate) struct Wanted {
     pub(crate) config: Config,
     pub(crate) host: HostConfig,
+    pub(crate) networking: Networking,
+}
+
+/// Docker's `NetworkingConfig`, and what older clients say beside it.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Networking {
+    /// By a network's name or id; null asks for nothing.
+    #[serde(deserialize_with = "nullable")]
+    pub(crate) endpoints_config: BTreeMap<String, Option<EndpointSettings>>,
+    /// Of the network that the mode names; empty leaves it open.
+    #[serde(skip)]
+    pub(crate) mac: String,
 }
 
 /// Reads and checks a create request's body.
@@ -379,6 +372,12 @@ pub(crate) fn parse(body: Value) -> Result<Wanted> {
     let wrong = |error: serde_json::Error| {
         ApiError::bad_request(format!("The container's configuration is wrong: {error}."))
     };
+    let networking = body.remove("NetworkingConfig").unwrap_or(Value::Null);
+    let networking: Option<Networking> = serde_json::from_value(networking).map_err(wrong)?;
+    let mut networking = networking.unwrap_or_default();
+    if let Some(mac) = body.remove("MacAddress") {
+        networking.mac = Option::deserialize(mac).map_err(wrong)?.unwrap_or_default();
+    }
     let config: Config = serde_json::from_value(Value::Object(body)).map_err(wrong)?;
     let host: HostConfig = match host {
         Value::Null => HostConfig::default(),
@@ -407,7 +406,11 @@ pub(crate) fn parse(body: Value) -> Result<Wanted> {
             config.working_dir
         )));
     }
-    Ok(Wanted { config, host })
+    Ok(Wanted {
+        config,
+        host,
+        networking,
+    })
 }
 
 /// Refuses a restart policy that there is none of.

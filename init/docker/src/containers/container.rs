@@ -11,11 +11,12 @@ use tokio::sync::watch;
 use zones::log::Progress;
 use zones::{IDS_PER_ZONE, IdMap, Process};
 
-use super::config::{Config, HostConfig, Wanted};
+use super::config::{Config, HostConfig, Networking, Wanted};
 use super::health::{Health, HealthStatus};
 use super::mounts::Point;
 use super::ready::Ready;
 use crate::http::{ApiError, Result};
+use crate::networks::Joined;
 use crate::streams::Streams;
 
 /// Kind of the stored objects, see [`Store::objects`].
@@ -68,6 +69,10 @@ pub(crate) struct Record {
     /// With the image's own settings merged in.
     pub(crate) config: Config,
     pub(crate) host: HostConfig,
+    /// The networks that it is on when it runs. None, as records from before there were any have it: its
+    /// mode's alone.
+    #[serde(default)]
+    pub(crate) networks: Option<Vec<Joined>>,
     /// Settled at the creation.
     #[serde(default)]
     pub(crate) mounts: Vec<Point>,
@@ -107,6 +112,7 @@ impl Record {
         Wanted {
             config: self.config.clone(),
             host: self.host.clone(),
+            networking: Networking::default(),
         }
     }
 
@@ -123,17 +129,12 @@ impl Record {
         attributes
     }
 
-    /// Whether it is on the bridge.
-    pub(crate) fn has_network(&self) -> bool {
-        matches!(self.host.network_mode.as_str(), "" | "default" | "bridge")
-    }
-
-    /// The network that it is on; none for one that has another container's.
-    pub(crate) fn network_name(&self) -> Option<&str> {
-        match self.host.network_mode.as_str() {
-            "" | "default" => Some("bridge"),
-            mode if mode.starts_with("container:") => None,
-            mode => Some(mode),
+    /// The networks on which it has links of its own.
+    pub(crate) fn joined(&self) -> Vec<Joined> {
+        match (&self.networks, self.host.network_mode.as_str()) {
+            (Some(joined), _) => joined.clone(),
+            (None, "" | "default" | "bridge") => vec![Joined::usual()],
+            (None, _) => Vec::new(),
         }
     }
 }

@@ -12,6 +12,7 @@ use super::registry::new_id;
 use super::{modes, mounts, names, ready, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, json};
+use crate::networks;
 use crate::snapshots;
 
 pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
@@ -21,6 +22,7 @@ pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Res
         check_platform(platform)?;
     }
     let wanted = config::parse(body)?;
+    networks::check_count(&wanted.networking, req.version)?;
     let warnings = [spec::warnings(&wanted.host), mounts::warnings(&wanted)].concat();
     // In a task of its own: a client that goes away leaves nothing half-made.
     let engine = engine.clone();
@@ -76,6 +78,7 @@ pub(crate) async fn make_of(
     let wanted = Wanted {
         config: origin.config.clone(),
         host: origin.host.clone(),
+        networking: networks::like(&origin),
     };
     let origin = Origin::Zone {
         record: Box::new(origin),
@@ -98,10 +101,9 @@ async fn make_with(
         )));
     }
     let store = engine.store().await?;
-    let Wanted { config, host } = wanted;
     let mut wanted = Wanted {
-        config: merge(config, &image),
-        host,
+        config: merge(wanted.config, &image),
+        ..wanted
     };
     modes::check(
         &wanted.host,
@@ -115,6 +117,7 @@ async fn make_with(
         ));
     }
     modes::name_by_id(engine, &mut wanted.host).await?;
+    let networks = networks::settle(engine, &wanted.host.network_mode, &wanted.networking).await?;
     let command = [&wanted.config.entrypoint, &wanted.config.cmd];
     if command.into_iter().flatten().flatten().all(String::is_empty) {
         return Err(ApiError::bad_request("no command specified"));
@@ -129,6 +132,7 @@ async fn make_with(
         image: image.id.to_string(),
         config: wanted.config,
         host: wanted.host,
+        networks: Some(networks),
         mounts: settled.points,
         first_id: 0,
         joined_first_id: None,

@@ -12,9 +12,10 @@ use super::container::{Container, Record, Status};
 use super::health::HealthStatus;
 use super::mounts;
 use super::pause::is_paused;
-use super::show::{networks, protocol};
+use super::show::mode;
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, ok};
+use crate::networks;
 use crate::query::Filters;
 
 const FILTERS: &[&str] = &[
@@ -138,7 +139,11 @@ fn matches(engine: &Engine, record: &Record, filters: &Filters) -> Result<bool> 
             (false, false) => record.name.contains(text),
         }
     };
-    let network = record.network_name().unwrap_or_default();
+    let on = |wanted: &str| {
+        let joined = record.joined();
+        let named = |name: &str, id: &str| wanted == name || wanted == id;
+        record.host.network_mode == wanted || joined.iter().any(|joined| named(&joined.name, &joined.id))
+    };
     Ok(filters.matches("id", |id| record.id.starts_with(id))
         && filters.matches("name", named)
         && filters.matches("status", |status| state(engine, record) == status)
@@ -148,14 +153,13 @@ fn matches(engine: &Engine, record: &Record, filters: &Filters) -> Result<bool> 
         && filters.matches("exited", |code| {
             record.status == Status::Exited && record.exit_code.to_string() == code
         })
-        && filters.matches("network", |wanted| wanted == network)
+        && filters.matches("network", on)
         && filters.matches("volume", |wanted| mounts::names(record, wanted))
         && filters.labels(|key| record.config.labels.get(key).map(String::as_str)))
 }
 
 pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value {
     let network = engine.network_now();
-    let endpoint = network.as_ref().and_then(|network| network.endpoint(&record.id));
     let bound = network
         .map(|network| network.published(&record.id))
         .unwrap_or_default();
@@ -163,7 +167,7 @@ pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value 
         .iter()
         .map(|port| {
             json!({"IP": port.host_ip.to_string(), "PrivatePort": port.zone_port,
-                "PublicPort": port.host_port, "Type": protocol(port)})
+                "PublicPort": port.host_port, "Type": port.protocol.name()})
         })
         .collect();
     if record.status == Status::Running {
@@ -172,13 +176,12 @@ pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value 
             let number: u16 = number.parse().unwrap_or(0);
             if !bound
                 .iter()
-                .any(|port| port.zone_port == number && protocol(port) == kind)
+                .any(|port| port.zone_port == number && port.protocol.name() == kind)
             {
                 ports.push(json!({"PrivatePort": number, "Type": kind}));
             }
         }
     }
-    let name = record.network_name();
     let state = state(engine, record);
     let paused = state == PAUSED;
     let mut text = status(record, OffsetDateTime::now_utc());
@@ -198,8 +201,8 @@ pub(crate) fn summary(engine: &Engine, store: &Store, record: &Record) -> Value 
         "Created": parse(&record.created).unix_timestamp(),
         "Ports": ports, "Labels": record.config.labels,
         "State": state, "Status": text,
-        "HostConfig": {"NetworkMode": name},
-        "NetworkSettings": {"Networks": networks(name, endpoint.as_ref())},
+        "HostConfig": {"NetworkMode": mode(&record.host)},
+        "NetworkSettings": {"Networks": networks::show(engine, record)},
         "Mounts": mounts::show(store, record),
     })
 }

@@ -42,7 +42,7 @@ mod update;
 use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
-pub(crate) use config::nullable;
+pub(crate) use config::{Networking, nullable};
 pub(crate) use container::{Container, Record, Status, Turn};
 pub(crate) use control::own_patience;
 pub(crate) use create::make_of;
@@ -54,7 +54,7 @@ pub(crate) use log_driver::Driver as LogDriver;
 pub(crate) use mounts::clean;
 pub(crate) use pause::{awake, is_paused};
 pub(crate) use ready::MOST_READY;
-pub(crate) use registry::{Containers, new_id};
+pub(crate) use registry::{Containers, new_id, slot};
 pub(crate) use run::start;
 
 use crate::engine::Engine;

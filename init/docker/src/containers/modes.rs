@@ -60,8 +60,11 @@ impl Modes {
             uts: mode("UTS", &host.uts_mode, &["private"], false)?,
             cgroup: mode("cgroup namespace", &host.cgroupns_mode, &["private"], false)?,
             network: match host.network_mode.as_str() {
-                "default" | "bridge" | "none" => Mode::Own,
-                other => mode("network", other, &[], true)?,
+                special if special == "host" || special.starts_with("container:") => {
+                    mode("network", special, &[], true)?
+                }
+                // A network's name or id.
+                _ => Mode::Own,
             },
         })
     }

@@ -9,7 +9,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use network::{Cidr, Network};
 use store::Store;
 use tokio::sync::OwnedSemaphorePermit;
 use zones::{Pending, ZoneSpec};
@@ -19,9 +18,10 @@ use super::container::{Container, Record};
 use super::modes::{self, Resolved};
 use super::mounts::Kind;
 use super::run::LaunchError;
-use super::{devices, mounts, registry, root, spec};
+use super::{devices, mounts, root, spec};
 use crate::engine::Engine;
-use crate::http::{ApiError, Result, blocking, with_causes};
+use crate::http::{ApiError, Result, blocking};
+use crate::networks::{Joined, Seat};
 use crate::users::Databases;
 use crate::volumes;
 
@@ -34,9 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Ready {
     pending: Pending,
     made_of: Circumstances,
-    /// That it is on.
-    network: Option<Arc<Network>>,
-    id: String,
+    seat: Seat,
     /// None for one whose start is under way.
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -46,16 +44,16 @@ pub(crate) struct Ready {
 struct Circumstances {
     wanted: Wanted,
     first_id: u32,
-    gateway: Option<Cidr>,
+    joined: Vec<Joined>,
     name_servers: Vec<u8>,
 }
 
 impl Circumstances {
-    fn of(record: &Record, network: Option<&Network>) -> Self {
+    fn of(record: &Record) -> Self {
         Self {
             wanted: record.wanted(),
             first_id: record.first_id,
-            gateway: network.map(Network::gateway),
+            joined: record.joined(),
             name_servers: name_servers(),
         }
     }
@@ -69,38 +67,19 @@ fn name_servers() -> Vec<u8> {
 impl Ready {
     /// Whether this is what a start would make now.
     pub(super) fn is_for(&self, record: &Record) -> bool {
-        !self.pending.has_failed() && self.made_of == Circumstances::of(record, self.network.as_deref())
+        !self.pending.has_failed() && self.made_of == Circumstances::of(record)
     }
 
     /// Ends it; nothing of it is left then, and its id may be used again.
     pub(super) async fn give_up(self) {
         // Why it would not have started does not matter any more.
         let _ = self.pending.failure().await;
-        if let Some(network) = self.network {
-            let id = self.id;
-            let _ = blocking(move || network.ended(&id)).await;
-        }
+        self.seat.give_up().await;
     }
 
     /// Publishes the container's ports, and gives what is to be released.
     pub(super) async fn publish(self, record: &Record) -> Result<Pending, LaunchError> {
-        let Some(network) = self.network.clone() else {
-            return Ok(self.pending);
-        };
-        let ports = spec::ports(&record.wanted())?;
-        if ports.is_empty() {
-            return Ok(self.pending);
-        }
-        let id = self.id.clone();
-        let published = blocking(move || {
-            network.publish(&id, &ports).map(drop).map_err(|error| {
-                ApiError::internal(format!(
-                    "driver failed programming external connectivity: {}",
-                    with_causes(&error)
-                ))
-            })
-        })
-        .await;
+        let published = self.seat.publish(record).await;
         match published {
             Ok(()) => Ok(self.pending),
             Err(error) => {
@@ -123,7 +102,7 @@ pub(super) async fn make_ready(engine: Arc<Engine>, container: Arc<Container>) {
     };
     let idle = turn.is_none() && container.process().is_none() && !container.life.borrow().removed;
     // Nobody waits for the network here.
-    if !idle || engine.ending() || record.has_network() && engine.network_now().is_none() {
+    if !idle || engine.ending() || !record.joined().is_empty() && engine.network_now().is_none() {
         return;
     }
     let Ok(resolved) = modes::resolve(&engine, &record).await else {
@@ -147,11 +126,12 @@ pub(super) async fn make_ready(engine: Arc<Engine>, container: Arc<Container>) {
 }
 
 /// Whether nothing that others may change before the start is part of it: neither another container,
-/// nor a bind, a volume, a device, or a limit that the start goes beyond.
+/// nor a network that may be gone by then, a bind, a volume, a device, or a limit that the start goes beyond.
 fn depends_on_itself_alone(record: &Record) -> bool {
     let host = &record.host;
     let own = modes::Modes::of(host).is_ok_and(|modes| modes == modes::Modes::default());
-    own && host.devices.as_ref().is_none_or(Vec::is_empty)
+    own && record.joined().iter().all(Joined::is_usual)
+        && host.devices.as_ref().is_none_or(Vec::is_empty)
         && !host.privileged
         && host.storage_limit().is_ok_and(|limit| limit.is_none())
         && record
@@ -168,29 +148,32 @@ pub(super) async fn set_up(
     record: &Record,
     resolved: Resolved,
 ) -> Result<Ready, LaunchError> {
-    let of = resolved.network_of.as_ref().unwrap_or(record);
-    let network = if of.has_network() {
-        Some(engine.network().await?)
-    } else {
-        None
+    let made_of = Circumstances::of(record);
+    let seat = Seat::reserve(engine, record, resolved.network_of.as_ref()).await?;
+    let made = async {
+        let init = engine.config.zone_init.clone();
+        let mounting = volumes::turn(engine, record).await;
+        let (root, zone) = prepare(container, store, record, &seat, resolved, init).await?;
+        drop(mounting);
+        let pending = engine.zones.create(zone, root).await?;
+        match seat.take(&pending, record).await {
+            Ok(()) => Ok(pending),
+            // A process that has ended says itself why; the network only misses it.
+            Err(_) if pending.has_failed() => Err(LaunchError::Start(pending.failure().await)),
+            Err(error) => Err(error.into()),
+        }
     };
-    let made_of = Circumstances::of(record, network.as_deref());
-    let init = engine.config.zone_init.clone();
-    let mounting = volumes::turn(engine, record).await;
-    let (root, zone) = prepare(container, store, record, made_of.gateway, resolved, init).await?;
-    drop(mounting);
-    let pending = engine.zones.create(zone, root).await?;
-    match attach(&pending, record, network.as_ref()).await {
-        Ok(()) => Ok(Ready {
+    match made.await {
+        Ok(pending) => Ok(Ready {
             pending,
             made_of,
-            network,
-            id: record.id.clone(),
+            seat,
             _place: None,
         }),
-        // A process that has ended says itself why; the network only misses it.
-        Err(_) if pending.has_failed() => Err(LaunchError::Start(pending.failure().await)),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            seat.give_up().await;
+            Err(error)
+        }
     }
 }
 
@@ -199,10 +182,11 @@ async fn prepare(
     container: &Arc<Container>,
     store: &Arc<Store>,
     record: &Record,
-    gateway: Option<Cidr>,
+    seat: &Seat,
     resolved: Resolved,
     init: Option<String>,
 ) -> Result<(OwnedFd, ZoneSpec)> {
+    let (addresses, gateway) = (seat.addresses(), seat.gateway());
     let (container, store, record) = (container.clone(), store.clone(), record.clone());
     blocking(move || {
         let namespace = container.user_namespace_for(record.ids());
@@ -212,51 +196,17 @@ async fn prepare(
         let user = Databases::read(root.as_fd()).find(&record.config.user, &record.host.group_add)?;
         let (devices, mut mounts) = devices::attach(&store, &record.host, namespace.as_fd())?;
         mounts.extend(mounts::attach(&store, &record, root.as_fd(), namespace.as_fd())?);
-        let of = resolved.network_of.as_ref().unwrap_or(&record);
-        let address = gateway.and_then(|gateway| address(gateway, of.first_id));
         let now = spec::Circumstances {
             user,
-            address,
+            addresses,
             mounts,
             devices,
             resolv_conf: name_servers(),
-            gateway: gateway.map(|gateway| gateway.address),
+            gateway,
             resolved,
             init,
         };
         Ok::<_, ApiError>((root, spec::zone(&record, now)?))
-    })
-    .await
-}
-
-/// Each id range has an address of its own, so that it is known before the zone is there.
-fn address(gateway: network::Cidr, first_id: u32) -> Option<std::net::Ipv4Addr> {
-    let number = registry::slot(first_id)
-        .checked_add(gateway.address.to_bits())?
-        .checked_add(1)?;
-    let address = std::net::Ipv4Addr::from_bits(number);
-    let cidr = network::Cidr::new(gateway.address, gateway.prefix);
-    (cidr.contains(address) && address != cidr.broadcast()).then_some(address)
-}
-
-/// Puts the waiting zone on the network, or sees to its loopback.
-async fn attach(pending: &Pending, record: &Record, network: Option<&Arc<Network>>) -> Result<()> {
-    let name = record.network_name();
-    if name.is_none() || name == Some("host") {
-        // It is somebody else's, and up.
-        return Ok(());
-    }
-    let namespace = pending.network_namespace()?;
-    let (network, id, first_id) = (network.cloned(), record.id.clone(), record.first_id);
-    blocking(move || {
-        match network {
-            Some(network) => {
-                let wanted = address(network.gateway(), first_id);
-                network.attach(&id, namespace.as_fd(), wanted)?;
-            }
-            None => network::set_loopback_up(namespace.as_fd())?,
-        }
-        Ok::<_, ApiError>(())
     })
     .await
 }

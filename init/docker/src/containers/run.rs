@@ -20,6 +20,7 @@ use super::ready::{self, Ready};
 use super::{health, root, told};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
+use crate::networks;
 use crate::streams::{self, Ends};
 use crate::volumes;
 
@@ -70,7 +71,11 @@ async fn start_in_turn(
     record.started = zones::log::now();
     record.error.clear();
     record.stopped = false;
-    let launched = match modes::resolve(engine, &record).await {
+    let resolved = match networks::find_again(engine, record.networks.as_deref_mut().unwrap_or_default()) {
+        Ok(()) => modes::resolve(engine, &record).await,
+        Err(error) => Err(error),
+    };
+    let launched = match resolved {
         Ok(resolved) => {
             record.joined_first_id = resolved.ids.map(|ids| ids.host);
             launch(engine, container, store, &record, resolved, turn.take()).await

@@ -3,16 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use network::{BoundPort, Endpoint};
+use network::BoundPort;
 use serde_json::{Map, Value, json};
 use zones::{MASKED_PATHS, READ_ONLY_PATHS};
 
+use super::config::HostConfig;
 use super::container::{Container, Record, Status, log_path};
 use super::list::sizes;
 use super::pause::is_paused;
 use super::{mounts, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, ok};
+use crate::networks;
 
 pub(crate) async fn inspect(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
     let container = engine.containers().await?.find(&req.name)?;
@@ -79,9 +81,7 @@ fn to_json(value: &impl serde::Serialize) -> Result<Value> {
 fn host_config(record: &Record) -> Result<Value> {
     let mut shown = to_json(&record.host)?;
     if let Value::Object(map) = &mut shown {
-        if record.host.network_mode.is_empty() || record.host.network_mode == "default" {
-            map.insert("NetworkMode".to_owned(), json!("bridge"));
-        }
+        map.insert("NetworkMode".to_owned(), json!(mode(&record.host)));
         map.insert("LogConfig".to_owned(), record.host.log_config.shown());
         for (field, mode) in [
             ("CgroupnsMode", &record.host.cgroupns_mode),
@@ -114,64 +114,49 @@ fn config(record: &Record) -> Result<Value> {
     Ok(shown)
 }
 
+/// The network mode with Docker's word for the usual one.
+pub(super) fn mode(host: &HostConfig) -> &str {
+    match host.network_mode.as_str() {
+        "" | "default" => "bridge",
+        mode => mode,
+    }
+}
+
 fn network_settings(engine: &Engine, record: &Record) -> Value {
-    let network = engine.network_now();
-    let endpoint = network.as_ref().and_then(|network| network.endpoint(&record.id));
-    let bound = network
-        .map(|network| network.published(&record.id))
+    let bound = engine
+        .network_now()
+        .map(|networks| networks.published(&record.id))
         .unwrap_or_default();
-    let name = record.network_name();
+    let networks = networks::show(engine, record);
     let mut settings = json!({
         "Bridge": "", "SandboxID": "", "SandboxKey": "", "HairpinMode": false,
         "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0,
         "SecondaryIPAddresses": null, "SecondaryIPv6Addresses": null,
         "Ports": ports(record, &bound),
-        "Networks": networks(name, endpoint.as_ref()),
     });
-    if let Value::Object(map) = &mut settings {
-        let shown = endpoint_settings(name.unwrap_or_default(), endpoint.as_ref());
-        for key in [
-            "EndpointID",
-            "Gateway",
-            "IPAddress",
-            "IPPrefixLen",
-            "MacAddress",
-            "IPv6Gateway",
-            "GlobalIPv6Address",
-            "GlobalIPv6PrefixLen",
-        ] {
-            map.insert(key.to_owned(), shown.get(key).cloned().unwrap_or(Value::Null));
-        }
+    // As Docker has it, what stands outside of the networks is of the usual one.
+    let usual = networks.get("bridge").cloned().unwrap_or(Value::Null);
+    for key in [
+        "EndpointID",
+        "Gateway",
+        "IPAddress",
+        "MacAddress",
+        "IPv6Gateway",
+        "GlobalIPv6Address",
+    ] {
+        settings[key] = usual.get(key).cloned().unwrap_or_else(|| json!(""));
     }
+    for key in ["IPPrefixLen", "GlobalIPv6PrefixLen"] {
+        settings[key] = usual.get(key).cloned().unwrap_or_else(|| json!(0));
+    }
+    settings["Networks"] = Value::Object(networks);
     settings
-}
-
-/// The networks of a container by their names; one that has another's shows none.
-pub(crate) fn networks(name: Option<&str>, endpoint: Option<&Endpoint>) -> Value {
-    match name {
-        Some(name) => json!({name: endpoint_settings(name, endpoint)}),
-        None => json!({}),
-    }
-}
-
-/// As `inspect` and the list show a container's place on the network.
-fn endpoint_settings(name: &str, endpoint: Option<&Endpoint>) -> Value {
-    let text = |of: fn(&Endpoint) -> String| endpoint.map(of).unwrap_or_default();
-    json!({
-        "IPAMConfig": null, "Links": null, "Aliases": null, "DriverOpts": null, "DNSNames": null,
-        "NetworkID": crate::networks::id(name), "EndpointID": text(|endpoint| endpoint.host_link.clone()),
-        "Gateway": text(|endpoint| endpoint.gateway.to_string()),
-        "IPAddress": text(|endpoint| endpoint.address.to_string()),
-        "IPPrefixLen": endpoint.map_or(0, |endpoint| endpoint.prefix),
-        "MacAddress": text(|endpoint| endpoint.mac.to_string()),
-        "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
-    })
 }
 
 fn ports(record: &Record, bound: &[BoundPort]) -> Value {
     let mut ports: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for port in bound {
-        let key = format!("{}/{}", port.zone_port, protocol(port));
+        let key = format!("{}/{}", port.zone_port, port.protocol.name());
         let binding = json!({"HostIp": port.host_ip.to_string(), "HostPort": port.host_port.to_string()});
         ports.entry(key).or_default().push(binding);
     }
@@ -185,11 +170,4 @@ fn ports(record: &Record, bound: &[BoundPort]) -> Value {
         }
     }
     Value::Object(shown)
-}
-
-pub(crate) fn protocol(port: &BoundPort) -> &'static str {
-    match port.protocol {
-        network::Protocol::Tcp => "tcp",
-        network::Protocol::Udp => "udp",
-    }
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use docker::{Engine, EngineConfig};
 use handover::{NodeBundle, RegistryConfig};
-use network::{Cidr, Network};
+use network::{Bridge, Cidr, Networks};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use serde_json::Value;
 use store::{Pool, Store};
@@ -180,7 +180,7 @@ async fn machine(keeper: OwnedFd, cgroup: &str, dir: &Path, pool: &Path, program
     let port = listener.local_addr().unwrap().port();
     let tls = docker::tls::server_config(&site.node()).unwrap();
     tokio::spawn(docker::serve(listener, tls, engine.clone()));
-    let network = Network::open("mono0", Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16)).unwrap();
+    let network = Networks::open(Bridge::new("mono0", Cidr::new(Ipv4Addr::new(172, 17, 0, 1), 16))).unwrap();
     engine.set_network(Arc::new(network));
     let store = Store::open(pool).unwrap();
     if store.images().is_empty() {

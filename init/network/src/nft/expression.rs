@@ -14,7 +14,6 @@ const NFT_REG_VERDICT: u32 = 0;
 /// The first of the 4-byte registers.
 const NFT_REG32_00: u32 = 8;
 
-const NFPROTO_IPV4: u32 = 2;
 const NFT_NAT_DNAT: u32 = 1;
 
 /// One of the sixteen 4-byte registers; a longer value takes as many as it needs.
@@ -35,13 +34,25 @@ pub(crate) enum Base {
     Transport = 2,
 }
 
+/// Which Internet protocol a packet is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Family {
+    V4 = 2,
+    V6 = 10,
+}
+
 /// What is known of a packet beside its bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Meta {
     InputName = 6,
     OutputName = 7,
+    /// `NFPROTO_IPV4` or `NFPROTO_IPV6`, one byte.
+    Family = 15,
     TransportProtocol = 16,
+    InputGroup = 21,
+    OutputGroup = 22,
 }
 
 /// What connection tracking knows of a packet.
@@ -83,6 +94,13 @@ pub(crate) enum Expression {
     Compare(Register, Operator, Vec<u8>),
     /// Loads what kind of address the destination is (`RTN_LOCAL` and so on).
     DestinationKind(Register),
+    /// Loads whether the packet's source would be answered by the link that it came by: 1 or 0.
+    WayBack(Register),
+    /// Goes on if the key that begins there is in a set.
+    Member {
+        name: &'static str,
+        key: Register,
+    },
     /// Looks the key that begins at `key` up in a map, and loads what it maps to.
     Map {
         name: &'static str,
@@ -91,6 +109,7 @@ pub(crate) enum Expression {
     },
     /// New destination address and port from registers.
     DestinationNat {
+        family: Family,
         address: Register,
         port: Register,
     },
@@ -114,8 +133,8 @@ impl Expression {
             Expression::Payload { .. } => "payload",
             Expression::Mask(..) => "bitwise",
             Expression::Compare(..) => "cmp",
-            Expression::DestinationKind(_) => "fib",
-            Expression::Map { .. } => "lookup",
+            Expression::DestinationKind(_) | Expression::WayBack(_) => "fib",
+            Expression::Map { .. } | Expression::Member { .. } => "lookup",
             Expression::DestinationNat { .. } => "nat",
             Expression::Masquerade => "masq",
             Expression::Verdict(_) => "immediate",
@@ -168,16 +187,31 @@ impl Expression {
                 data.be32(2, 3);
                 data.be32(3, 2);
             }
+            Expression::WayBack(to) => {
+                // As above: NFT_FIB_RESULT_OIF; NFTA_FIB_F_SADDR, NFTA_FIB_F_IIF, NFTA_FIB_F_PRESENT
+                data.be32(1, to.number());
+                data.be32(2, 1);
+                data.be32(3, 1 | 8 | 32);
+            }
+            Expression::Member { name, key } => {
+                // NFTA_LOOKUP_SET, _SREG
+                data.text(1, name);
+                data.be32(2, key.number());
+            }
             Expression::Map { name, key, to } => {
                 // NFTA_LOOKUP_SET, _SREG, _DREG
                 data.text(1, name);
                 data.be32(2, key.number());
                 data.be32(3, to.number());
             }
-            Expression::DestinationNat { address, port } => {
+            Expression::DestinationNat {
+                family,
+                address,
+                port,
+            } => {
                 // NFTA_NAT_TYPE, _FAMILY, _REG_ADDR_MIN, _REG_PROTO_MIN
                 data.be32(1, NFT_NAT_DNAT);
-                data.be32(2, NFPROTO_IPV4);
+                data.be32(2, *family as u32);
                 data.be32(3, address.number());
                 data.be32(5, port.number());
             }

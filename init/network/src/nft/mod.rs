@@ -1,4 +1,4 @@
-//! nftables objects of the IPv4 family and the transactions that change them. Layouts and numbers
+//! nftables objects of the family `inet` (IPv4 and IPv6 in one table) and the transactions that change them. Layouts and numbers
 //! are those of `linux/netfilter/nf_tables.h` and `linux/netfilter/nfnetlink.h`.
 
 pub(crate) mod expression;
@@ -21,7 +21,7 @@ const NFT_MSG_GETSETELEM: u16 = 13;
 const NFT_MSG_DELSETELEM: u16 = 14;
 
 const NFPROTO_UNSPEC: u8 = 0;
-const NFPROTO_IPV4: u8 = 2;
+const NFPROTO_INET: u8 = 1;
 /// Length of `nfgenmsg`.
 const GENERIC: usize = 4;
 
@@ -56,11 +56,12 @@ const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 /// Elements that go into one message; attributes have 16-bit lengths.
 const ELEMENTS_PER_MESSAGE: usize = 500;
 
-/// Where in a packet's way a chain of the IPv4 family stands.
+/// Where in a packet's way a chain stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub(crate) enum Hook {
     Prerouting = 0,
+    Input = 1,
     Forward = 2,
     Output = 3,
     Postrouting = 4,
@@ -85,8 +86,20 @@ pub(crate) struct Chain {
 #[repr(u32)]
 pub(crate) enum Kind {
     Ipv4Address = 7,
+    Ipv6Address = 8,
     Protocol = 12,
     Port = 13,
+    LinkGroup = 35,
+}
+
+impl Kind {
+    /// Bytes that it takes in a key or value, a multiple of [`PART`].
+    const fn length(self) -> usize {
+        match self {
+            Kind::Ipv6Address => 4 * PART,
+            _ => PART,
+        }
+    }
 }
 
 /// Bits that each part of a concatenated type's number takes in nft(8).
@@ -94,7 +107,7 @@ const KIND_BITS: u32 = 6;
 /// Bytes that each part of a concatenated key or value takes; shorter ones are padded at the end.
 pub(crate) const PART: usize = 4;
 
-/// A map from concatenated values to concatenated values.
+/// A map from concatenated values to concatenated values; a set where there are none of the latter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Map {
     pub(crate) name: &'static str,
@@ -102,7 +115,7 @@ pub(crate) struct Map {
     pub(crate) value: &'static [Kind],
 }
 
-/// Key and value of a map's element, each part padded to [`PART`] bytes.
+/// Key and value of a map's element, each part padded to a multiple of [`PART`] bytes. A set's has no value.
 pub(crate) type Element = (Vec<u8>, Vec<u8>);
 
 /// Changes of one table that come into force all at once or not at all.
@@ -147,11 +160,13 @@ impl Transaction {
         self.push(NFT_MSG_NEWSET, flag::CREATE | flag::EXCL, |body| {
             body.text(NFTA_SET_TABLE, table);
             body.text(NFTA_SET_NAME, map.name);
-            body.be32(NFTA_SET_FLAGS, NFT_SET_MAP);
+            body.be32(NFTA_SET_FLAGS, if map.value.is_empty() { 0 } else { NFT_SET_MAP });
             body.be32(NFTA_SET_KEY_TYPE, concatenated(map.key));
-            body.be32(NFTA_SET_KEY_LEN, (map.key.len() * PART) as u32);
-            body.be32(NFTA_SET_DATA_TYPE, concatenated(map.value));
-            body.be32(NFTA_SET_DATA_LEN, (map.value.len() * PART) as u32);
+            body.be32(NFTA_SET_KEY_LEN, length(map.key));
+            if !map.value.is_empty() {
+                body.be32(NFTA_SET_DATA_TYPE, concatenated(map.value));
+                body.be32(NFTA_SET_DATA_LEN, length(map.value));
+            }
             body.be32(NFTA_SET_ID, id);
         });
     }
@@ -200,7 +215,9 @@ impl Transaction {
                     for (key, value) in some {
                         list.nest(NFTA_LIST_ELEM, |element| {
                             element.nest(NFTA_SET_ELEM_KEY, |k| k.bytes(NFTA_DATA_VALUE, key));
-                            element.nest(NFTA_SET_ELEM_DATA, |v| v.bytes(NFTA_DATA_VALUE, value));
+                            if !value.is_empty() {
+                                element.nest(NFTA_SET_ELEM_DATA, |v| v.bytes(NFTA_DATA_VALUE, value));
+                            }
                         });
                     }
                 });
@@ -211,7 +228,7 @@ impl Transaction {
     fn push(&mut self, message: u16, flags: u16, write: impl FnOnce(&mut Body<'_>)) {
         self.batch
             .push(NFNL_SUBSYS_NFTABLES << 8 | message, flags, |body| {
-                generic(body, NFPROTO_IPV4, 0);
+                generic(body, NFPROTO_INET, 0);
                 write(body);
             });
     }
@@ -220,7 +237,7 @@ impl Transaction {
 /// The request for a map's elements; the answers are for [`elements`].
 pub(crate) const LIST_ELEMENTS: u16 = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;
 pub(crate) fn list_elements(body: &mut Body<'_>, table: &str, map: &Map) {
-    generic(body, NFPROTO_IPV4, 0);
+    generic(body, NFPROTO_INET, 0);
     body.text(NFTA_SET_ELEM_LIST_TABLE, table);
     body.text(NFTA_SET_ELEM_LIST_SET, map.name);
 }
@@ -242,7 +259,7 @@ pub(crate) fn elements(reply: &Reply) -> Vec<Element> {
             let element = Attributes::of(element);
             Some((
                 value(&element, NFTA_SET_ELEM_KEY)?,
-                value(&element, NFTA_SET_ELEM_DATA)?,
+                value(&element, NFTA_SET_ELEM_DATA).unwrap_or_default(),
             ))
         })
         .collect()
@@ -256,6 +273,10 @@ fn bracket(body: &mut Body<'_>) {
 fn generic(body: &mut Body<'_>, family: u8, resource: u16) {
     let [high, low] = resource.to_be_bytes();
     body.fixed(&[family, 0, high, low]);
+}
+
+fn length(kinds: &[Kind]) -> u32 {
+    kinds.iter().map(|kind| kind.length() as u32).sum()
 }
 
 fn concatenated(kinds: &[Kind]) -> u32 {

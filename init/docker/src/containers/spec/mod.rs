@@ -15,7 +15,7 @@ mod sysctls;
 #[cfg(test)]
 mod testing;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use zones::{
     CapabilitySet, Device, MASKED_PATHS, Mount, ProcessSpec, READ_ONLY_PATHS, Seccomp, TerminalSize, ZoneSpec,
@@ -52,7 +52,7 @@ pub(crate) fn check(wanted: &Wanted) -> Result<()> {
     rlimits(&wanted.host)?;
     super::mounts::check(wanted)?;
     super::devices::check(&wanted.host)?;
-    ports(wanted)?;
+    ports(&wanted.config, &wanted.host)?;
     for entry in &wanted.host.extra_hosts {
         extra_host(entry)?;
     }
@@ -65,7 +65,7 @@ pub(crate) fn check(wanted: &Wanted) -> Result<()> {
 /// What is known only at the start.
 pub(crate) struct Circumstances {
     pub(crate) user: Found,
-    pub(crate) address: Option<Ipv4Addr>,
+    pub(crate) addresses: Vec<IpAddr>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) devices: Vec<Device>,
     /// The host's `/etc/resolv.conf`.
@@ -105,7 +105,7 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
     let mut files = vec![
         (
             "/etc/hosts".to_owned(),
-            hosts(named, &hostname, now.address, now.gateway)?,
+            hosts(named, &hostname, &now.addresses, now.gateway)?,
         ),
         ("/etc/hostname".to_owned(), format!("{hostname}\n").into_bytes()),
         (

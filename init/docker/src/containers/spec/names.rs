@@ -1,6 +1,6 @@
 //! Files that tell the container names and addresses: `hosts` and `resolv.conf`.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::containers::config::HostConfig;
 use crate::containers::container::Record;
@@ -23,7 +23,7 @@ pub(super) fn extra_host(entry: &str) -> Result<(&str, &str)> {
 pub(super) fn hosts(
     record: &Record,
     hostname: &str,
-    address: Option<Ipv4Addr>,
+    addresses: &[IpAddr],
     gateway: Option<Ipv4Addr>,
 ) -> Result<Vec<u8>> {
     let mut text = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n".to_owned();
@@ -40,7 +40,7 @@ pub(super) fn hosts(
         })?;
         text.push_str(&format!("{gateway}\t{name}\n"));
     }
-    if let Some(address) = address {
+    for address in addresses {
         match record.config.domainname.as_str() {
             "" => text.push_str(&format!("{address}\t{hostname}\n")),
             domain => text.push_str(&format!("{address}\t{hostname}.{domain} {hostname}\n")),

@@ -1,16 +1,15 @@
 //! The ports that a container publishes.
 
-use handover::Protocol;
-use network::Port;
+use network::{Port, Protocol};
 
-use crate::containers::config::{PortBinding, Wanted};
+use crate::containers::config::{Config, HostConfig, PortBinding};
 use crate::http::{ApiError, Result};
 
 /// The ports to publish.
-pub(crate) fn ports(wanted: &Wanted) -> Result<Vec<Port>> {
+pub(crate) fn ports(config: &Config, host: &HostConfig) -> Result<Vec<Port>> {
     let mut ports = Vec::new();
     let empty = [PortBinding::default()];
-    for (key, bindings) in &wanted.host.port_bindings {
+    for (key, bindings) in &host.port_bindings {
         let (zone_port, protocol) = port(key)?;
         let bindings = bindings
             .as_deref()
@@ -23,25 +22,23 @@ pub(crate) fn ports(wanted: &Wanted) -> Result<Vec<Port>> {
                 ))
             };
             let host_ip = match binding.host_ip.as_str() {
-                "" | "0.0.0.0" => None,
-                // All addresses: those of IPv6 are none here.
-                "::" => continue,
-                address => Some(address.parse().map_err(|_| bad("IPv4 address", address))?),
+                "" => None,
+                address => Some(address.parse().map_err(|_| bad("address", address))?),
             };
-            let host_port = match binding.host_port.as_str() {
+            let host_ports = match binding.host_port.as_str() {
                 "" | "0" => None,
-                number => Some(number.parse().map_err(|_| bad("single port", number))?),
+                text => Some(range(text).ok_or_else(|| bad("port, and no range of them", text))?),
             };
             ports.push(Port {
                 protocol,
                 host_ip,
-                host_port,
+                host_ports,
                 zone_port,
             });
         }
     }
-    if wanted.host.publish_all_ports {
-        for key in wanted.config.exposed_ports.keys() {
+    if host.publish_all_ports {
+        for key in config.exposed_ports.keys() {
             let (zone_port, protocol) = port(key)?;
             if !ports
                 .iter()
@@ -50,7 +47,7 @@ pub(crate) fn ports(wanted: &Wanted) -> Result<Vec<Port>> {
                 ports.push(Port {
                     protocol,
                     host_ip: None,
-                    host_port: None,
+                    host_ports: None,
                     zone_port,
                 });
             }
@@ -59,15 +56,23 @@ pub(crate) fn ports(wanted: &Wanted) -> Result<Vec<Port>> {
     Ok(ports)
 }
 
+/// Reads `8000-8010` or `80`.
+fn range(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (0 < first && first <= last).then_some((first, last))
+}
+
 /// Reads `80/tcp`, `53/udp` or `80`.
 fn port(text: &str) -> Result<(u16, Protocol)> {
     let (number, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = match protocol {
         "tcp" => Protocol::Tcp,
         "udp" => Protocol::Udp,
-        other => {
-            return Err(ApiError::not_implemented(format!(
-                "Monobloc does not publish {other} ports ({text}); tcp and udp are what there is."
+        "sctp" => Protocol::Sctp,
+        _ => {
+            return Err(ApiError::bad_request(format!(
+                "invalid port specification: {text:?}"
             )));
         }
     };
@@ -90,24 +95,34 @@ mod tests {
 
     #[test]
     fn ports_are_read_and_wrong_ones_refused() {
-        let read = ports(&wanted(
-            json!({"PortBindings": {"80/tcp": [{"HostPort": "8080"}], "53/udp": [{"HostIp": "127.0.0.1"}]}}),
-        ))
+        let of = |host| {
+            let wanted = wanted(host);
+            ports(&wanted.config, &wanted.host)
+        };
+        let read = of(json!({"PortBindings": {
+            "80/tcp": [{"HostPort": "8080"}], "53/udp": [{"HostIp": "127.0.0.1"}],
+            "9/sctp": [{"HostIp": "::1", "HostPort": "9000-9010"}],
+        }}))
         .unwrap();
-        assert_eq!(read.len(), 2);
-        assert_eq!((read[1].zone_port, read[1].host_port), (80, Some(8080)));
+        assert_eq!(read.len(), 3);
+        assert_eq!((read[1].zone_port, read[1].host_ports), (80, Some((8080, 8080))));
         assert_eq!(
-            (read[0].host_ip, read[0].host_port),
-            (Some(Ipv4Addr::LOCALHOST), None)
+            (read[0].host_ip, read[0].host_ports),
+            (Some(Ipv4Addr::LOCALHOST.into()), None)
         );
-        let all = ports(&wanted(json!({"PublishAllPorts": true}))).unwrap();
+        assert_eq!(
+            (read[2].protocol, read[2].host_ports),
+            (Protocol::Sctp, Some((9000, 9010)))
+        );
+        let all = of(json!({"PublishAllPorts": true})).unwrap();
         assert_eq!((all.len(), all[0].zone_port), (1, 90));
         for bindings in [
-            json!({"80/sctp": []}),
+            json!({"80/dccp": []}),
             json!({"x/tcp": []}),
-            json!({"80/tcp": [{"HostPort": "80-90"}]}),
+            json!({"80/tcp": [{"HostPort": "90-80"}]}),
+            json!({"80/tcp": [{"HostIp": "here"}]}),
         ] {
-            assert!(ports(&wanted(json!({"PortBindings": bindings}))).is_err());
+            assert!(of(json!({"PortBindings": bindings})).is_err());
         }
     }
 }
