@@ -44,6 +44,8 @@ pub enum Error {
     BadEntry { entry: String, reason: String },
     #[error("The archive is not usable: {reason}. Make it again and load it anew.")]
     BadArchive { reason: String },
+    #[error("The snapshot that was sent is not usable: {reason}.")]
+    BadStream { reason: String },
     #[error("The image config is not usable: {reason}. Rebuild the image.")]
     BadConfig { reason: String },
     #[error("Content has digest {found} where {expected} was promised; it is corrupt, fetch it again.")]
@@ -132,6 +134,7 @@ impl Error {
                 | Error::BadEntry { .. }
                 | Error::BadArchive { .. }
                 | Error::BadConfig { .. }
+                | Error::BadStream { .. }
                 | Error::BadName { .. }
                 | Error::NotAFolder { .. }
                 | Error::NotADirectory { .. }

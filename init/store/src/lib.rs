@@ -42,6 +42,7 @@ mod tarball;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod transfer;
 mod tree;
 mod volume;
 mod workspace;
@@ -65,5 +66,8 @@ pub use snapshot::{Of, Snapshot};
 pub use state::StateDir;
 pub use store::{Hold, Store, Usage};
 pub use sys::mounts::Propagation;
+pub use transfer::incoming::{Arrived, Incoming};
+pub use transfer::send::Sending;
+pub use transfer::{Label, Sort, transfer_id};
 pub use tree::{NodeSpec, Place, ReadOnly, Tree, TreeOptions};
 pub use workspace::Workspace;

@@ -89,12 +89,18 @@ impl Store {
     /// There is none of this name, it has a snapshot of that name, or the pool is full.
     pub fn create_snapshot(&self, of: Of<'_>, name: &str) -> Result<Snapshot> {
         check_snapshot_name(name)?;
-        let what = || format!("make a snapshot of {}", of.text());
         let source = self.origin(of)?;
+        self.snapshot_of(&source, of, name)
+    }
+
+    /// Makes a snapshot of a subvolume that is, or holds a later state of, a zone's root or a volume.
+    pub(crate) fn snapshot_of(&self, source: &OwnedFd, of: Of<'_>, name: &str) -> Result<Snapshot> {
+        check_snapshot_name(name)?;
+        let what = || format!("make a snapshot of {}", of.text());
         let home = self.path().join(of.home()?);
         std::fs::create_dir_all(&home).during(what())?;
         let home: OwnedFd = std::fs::File::open(&home).during(what())?.into();
-        match btrfs::snapshot_read_only(&source, &home, name) {
+        match btrfs::snapshot_read_only(source, &home, name) {
             Err(reason) if reason.raw_os_error() == Some(Errno::EXIST.raw_os_error()) => {
                 return Err(Error::SnapshotExists {
                     name: name.to_owned(),
@@ -147,7 +153,15 @@ impl Store {
         let what = || format!("delete snapshot {name} of {}", of.text());
         drop(self.open_snapshot(of, name)?);
         let home = folder::open(&self.root, of.home()?).during(what())?;
-        btrfs::destroy_subvolume(&home, name).during(what())?;
+        match btrfs::destroy_subvolume(&home, name) {
+            // The kernel's word for one that it reads.
+            Err(reason) if reason.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Err(Error::Refused(format!(
+                    "Snapshot {name} is being sent; delete it afterwards."
+                )));
+            }
+            other => other.during(what())?,
+        }
         // Who was told that it is gone does not see it again after a power cut.
         rustix::fs::syncfs(&self.root).during(what())?;
         let mut index = self.index();
@@ -243,12 +257,12 @@ impl Store {
     fn replace(&self, of: Of<'_>, source: &OwnedFd) -> Result<()> {
         let what = || format!("replace {}", of.text());
         let old = self.origin(of)?;
+        let place = self.place(of)?;
         let draft = self.draft(source).during(what())?;
         let placed = (|| -> std::io::Result<()> {
             let new = folder::open(&self.tmp, &*draft)?;
             self.quotas.join(&new, &old)?;
             let _turn = self.mounting.lock().unwrap_or_else(PoisonError::into_inner);
-            let place = self.place(of)?;
             renameat_with(&self.tmp, &*draft, &place, of.name(), RenameFlags::EXCHANGE)?;
             Ok(())
         })();
@@ -274,17 +288,17 @@ impl Store {
         })
     }
 
-    fn place(&self, of: Of<'_>) -> std::io::Result<OwnedFd> {
+    pub(crate) fn place(&self, of: Of<'_>) -> Result<OwnedFd> {
         match of {
-            Of::Zone(_) => self.roots.try_clone(),
-            Of::Volume(_) => Ok(folder::open(&self.root, crate::volume::VOLUMES)?),
+            Of::Zone(_) => self.roots.try_clone().during("open the folder of roots"),
+            Of::Volume(_) => self.volumes(),
         }
     }
 
     /// The subvolume that snapshots are made of.
-    fn origin(&self, of: Of<'_>) -> Result<OwnedFd> {
+    pub(crate) fn origin(&self, of: Of<'_>) -> Result<OwnedFd> {
         check_name(of.name())?;
-        let place = self.place(of).during(format!("open {}", of.text()))?;
+        let place = self.place(of)?;
         match (folder::open(&place, of.name()), of) {
             (Err(Errno::NOENT), Of::Zone(zone)) => Err(Error::NoSuchRoot {
                 zone: zone.to_owned(),
@@ -323,7 +337,7 @@ impl Store {
     }
 
     /// The image of a zone's snapshot is kept as that of its root is.
-    fn know_snapshot(&self, of: Of<'_>, name: &str) {
+    pub(crate) fn know_snapshot(&self, of: Of<'_>, name: &str) {
         let Of::Zone(zone) = of else { return };
         let mut index = self.index();
         if let Some(root) = index.roots.get(zone).copied() {

@@ -5,6 +5,7 @@
 //! store/layers/HEX   one read-only subvolume a layer, named by chain id
 //! store/roots/ZONE   one subvolume a zone
 //! store/snapshots/   see `snapshot.rs`
+//! store/incoming/    see `transfer/incoming.rs`
 //! store/devices/    nodes of devices that zones are given
 //! store/tmp/         what is half-made; emptied by `open`
 //! store/mount/       where layers are attached for the moment in which an overlay is made
@@ -19,7 +20,7 @@ use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sys::btrfs;
 
@@ -61,6 +62,8 @@ pub struct Store {
     pub(crate) mounting: Mutex<()>,
     /// Held while an image's content is copied into a volume.
     pub(crate) filling: Mutex<()>,
+    /// Transfers that somebody goes on with or looks at.
+    pub(crate) receiving: Arc<Mutex<BTreeSet<String>>>,
     serial: AtomicU64,
 }
 
@@ -156,9 +159,11 @@ impl Store {
             index: Mutex::default(),
             mounting: Mutex::default(),
             filling: Mutex::default(),
+            receiving: Arc::default(),
             serial: AtomicU64::new(0),
         };
         store.empty_tmp()?;
+        store.collect_transfers()?;
         {
             let mut index = store.index();
             store.read_layers(&mut index)?;

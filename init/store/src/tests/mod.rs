@@ -9,6 +9,7 @@ mod quotas;
 mod roots;
 mod snapshots;
 mod speed;
+mod transfers;
 mod volumes;
 
 use crate::{Digest, Image, Store};
