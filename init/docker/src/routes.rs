@@ -102,6 +102,9 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
         ("GET", ["monobloc", "v1", "pool"]) => crate::disks::pool(&engine).await,
         ("POST", ["monobloc", "v1", "pool", verb]) => crate::disks::change(engine, verb, req).await,
         ("GET", ["monobloc", "v1", "snapshots"]) => crate::snapshots::all(&engine).await,
+        (_, ["monobloc", "v1", "transfers", rest @ ..]) => {
+            crate::snapshots::transfers(engine, method.as_str(), rest, req).await
+        }
         (_, ["monobloc", "v1", "zones" | "volumes", _, ..]) => {
             let below = segments.get(2..).unwrap_or_default();
             crate::snapshots::route(engine, method.as_str(), below, req).await

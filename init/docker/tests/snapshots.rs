@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::process::Command;
+
 use common::{Machine, with_machine, with_supervisors};
 use serde_json::{Value, json};
 
@@ -270,4 +272,233 @@ fn a_zone_that_a_dying_supervisor_has_left_frozen_goes_on() {
             assert!(!std::path::Path::new(&format!("/run/monobloc/frozen/{id}")).exists());
         },
     ]);
+}
+
+/// The bytes that a request answers with.
+fn fetched(machine: &Machine, path: &str) -> Vec<u8> {
+    let output = machine
+        .curl("GET", &format!("monobloc/v1/{path}"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{path}: {output:?}");
+    output.stdout
+}
+
+fn label_of(stream: &[u8]) -> &[u8] {
+    let length = u32::from_le_bytes(stream[16..20].try_into().unwrap()) as usize;
+    &stream[20..20 + length]
+}
+
+/// Has the machine take in a stream; what it says at last.
+fn received(machine: &Machine, stream: &[u8], query: &str) -> Value {
+    let (status, answer) = machine.upload("POST", &format!("monobloc/v1/transfers{query}"), label_of(stream));
+    if status != 200 {
+        return answer[0].clone();
+    }
+    let id = answer[0]["id"].as_str().unwrap().to_owned();
+    let begun = answer[0]["received"].as_u64().unwrap();
+    let half = stream.len().midpoint(begun as usize);
+    for (from, to) in [(begun as usize, half), (half, stream.len())] {
+        let (status, answer) = machine.upload(
+            "PUT",
+            &format!("monobloc/v1/transfers/{id}?offset={from}"),
+            &stream[from..to],
+        );
+        assert_eq!((status, &answer[0]["received"]), (200, &json!(to)), "{answer:?}");
+    }
+    let (_, answer) = machine.upload("POST", &format!("monobloc/v1/transfers/{id}{query}"), b"");
+    answer.last().unwrap().clone()
+}
+
+#[test]
+fn a_zone_and_a_volume_are_sent_and_received_whole_and_as_differences() {
+    with_machine(|machine| {
+        let loops = "while :; do sleep 1; done";
+        machine.out(&[
+            "run",
+            "-d",
+            "--name",
+            "web",
+            "-e",
+            "KEY=value",
+            "--storage-opt",
+            "size=64m",
+            "-v",
+            "data:/data",
+            "--label",
+            "a=b",
+            "busybox",
+            "sh",
+            "-c",
+            loops,
+        ]);
+        let sh = |zone: &str, script: &str| machine.out(&["exec", zone, "sh", "-c", script]);
+        sh(
+            "web",
+            "echo one > /file; echo kept > /other; echo of data > /data/file",
+        );
+        done(machine, "POST", "zones/web/snapshots", &json!({"name": "first"}));
+        done(
+            machine,
+            "POST",
+            "volumes/data/snapshots",
+            &json!({"name": "first"}),
+        );
+        sh("web", "echo two > /file; rm /other");
+        done(machine, "POST", "zones/web/snapshots", &json!({"name": "second"}));
+        let first = fetched(machine, "zones/web/snapshots/first/send");
+        let second = fetched(machine, "zones/web/snapshots/second/send?from=first");
+        assert_eq!(
+            fetched(machine, "zones/web/snapshots/first/send?offset=100"),
+            first[100..]
+        );
+        assert_eq!(
+            &fetched(machine, "zones/web/snapshots/first/send?label=1")[20..],
+            label_of(&first)
+        );
+
+        let refused = received(machine, &first, "");
+        assert!(
+            refused["message"]
+                .as_str()
+                .unwrap()
+                .contains("a zone web already"),
+            "{refused}"
+        );
+        let told = received(machine, &first, "?name=copy");
+        assert_eq!(
+            told,
+            json!({"done": true, "kind": "zone", "of": "copy", "name": "first", "new": true})
+        );
+        machine.out(&["start", "copy"]);
+        assert_eq!(
+            sh("copy", "echo $KEY; cat /file /other /data/file"),
+            "value\none\nkept\nof data"
+        );
+        let shown = machine.out(&[
+            "inspect",
+            "-f",
+            "{{.Config.Labels.a}} {{index .HostConfig.StorageOpt \"size\"}} {{.Config.Image}}",
+            "copy",
+        ]);
+        assert_eq!(shown, "b 64m busybox");
+
+        let told = received(machine, &second, "?name=copy");
+        assert_eq!((&told["new"], &told["name"]), (&json!(false), &json!("second")));
+        assert_eq!(sh("copy", "cat /file"), "one");
+        done(
+            machine,
+            "POST",
+            "zones/copy/snapshots/second/rollback",
+            &json!({"restart": true}),
+        );
+        assert_eq!(sh("copy", "cat /file; [ -e /other ] || echo gone"), "two\ngone");
+        let again = received(machine, &second, "?name=copy");
+        assert!(
+            again["message"].as_str().unwrap().contains("already, as second"),
+            "{again}"
+        );
+
+        let volume = fetched(machine, "volumes/data/snapshots/first/send");
+        let told = received(machine, &volume, "?name=twin");
+        assert_eq!(told["kind"], "volume");
+        assert_eq!(
+            machine.out(&["run", "--rm", "-v", "twin:/data", "busybox", "cat", "/data/file"]),
+            "of data"
+        );
+        assert_eq!(names(machine, "volumes/twin/snapshots"), ["twin@first"]);
+        assert_eq!(done(machine, "GET", "transfers", &json!({})), json!([]));
+    });
+}
+
+#[test]
+fn what_does_not_come_whole_or_undamaged_is_never_seen() {
+    with_machine(|machine| {
+        machine.out(&["volume", "create", "data"]);
+        machine.out(&[
+            "run",
+            "--rm",
+            "-v",
+            "data:/data",
+            "busybox",
+            "sh",
+            "-c",
+            "echo x > /data/file",
+        ]);
+        done(
+            machine,
+            "POST",
+            "volumes/data/snapshots",
+            &json!({"name": "first"}),
+        );
+        let stream = fetched(machine, "volumes/data/snapshots/first/send");
+        let cut = received(machine, &stream[..stream.len() - 50], "?name=cut");
+        assert!(cut["error"].as_str().unwrap().contains("cut off"), "{cut}");
+        assert_eq!(machine.out(&["volume", "ls", "-q"]), "data");
+        let kept = done(machine, "GET", "transfers", &json!({}));
+        assert_eq!(kept[0]["received"], stream.len() - 50, "{kept}");
+        // What has come is gone on with.
+        let (status, answer) = machine.upload(
+            "PUT",
+            &format!(
+                "monobloc/v1/transfers/{}?offset=3",
+                kept[0]["id"].as_str().unwrap()
+            ),
+            b"x",
+        );
+        assert_eq!(status, 409, "{answer:?}");
+        assert_eq!(received(machine, &stream, "?name=cut")["done"], true);
+        assert_eq!(machine.out(&["volume", "ls", "-q"]), "cut\ndata");
+
+        let mut damaged = stream.clone();
+        damaged[stream.len() - 100] ^= 1;
+        let refused = received(machine, &damaged, "?name=bad");
+        assert!(
+            refused["error"].as_str().unwrap().contains("damaged"),
+            "{refused}"
+        );
+        assert_eq!(machine.out(&["volume", "ls", "-q"]), "cut\ndata");
+        assert_eq!(done(machine, "GET", "transfers", &json!({})), json!([]));
+        for (label, status) in [(&b"{}"[..], 400), (b"nonsense", 400)] {
+            assert_eq!(machine.upload("POST", "monobloc/v1/transfers", label).0, status);
+        }
+        assert_eq!(machine.upload("PUT", "monobloc/v1/transfers/abc", b"x").0, 400);
+        assert_eq!(
+            machine
+                .upload("POST", &format!("monobloc/v1/transfers/{}", "0".repeat(64)), b"")
+                .0,
+            200
+        );
+    });
+}
+
+#[test]
+fn a_zone_whose_image_is_not_here_is_refused_before_anything_is_sent() {
+    with_machine(|machine| {
+        machine.out(&["create", "--name", "web", "busybox"]);
+        let own = machine.feed(
+            &["import", "-", "own:1"],
+            &Command::new("tar")
+                .args(["-C", "/etc", "-c", "hostname"])
+                .output()
+                .unwrap()
+                .stdout,
+        );
+        machine.out(&["create", "--name", "other", "own:1", "/x"]);
+        done(
+            machine,
+            "POST",
+            "zones/other/snapshots",
+            &json!({"name": "first"}),
+        );
+        let stream = fetched(machine, "zones/other/snapshots/first/send");
+        machine.out(&["rm", "other"]);
+        machine.out(&["rmi", &own]);
+        let refused = received(machine, &stream, "");
+        assert!(
+            refused["message"].as_str().unwrap().contains("own:1"),
+            "{refused}"
+        );
+        assert_eq!(done(machine, "GET", "transfers", &json!({})), json!([]));
+    });
 }

@@ -13,7 +13,6 @@ use super::{modes, mounts, names, ready, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, json};
 use crate::networks;
-use crate::snapshots;
 
 pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Response> {
     let body: Value = req.json().await?;
@@ -49,50 +48,24 @@ fn check_platform(platform: &str) -> Result<()> {
     }
 }
 
-/// What a container's root begins with.
-enum Origin {
-    /// The image that is asked for.
-    Image,
-    /// What a snapshot of another has, or that other now; with the same configuration.
-    Zone {
-        record: Box<Record>,
-        snapshot: Option<String>,
-    },
-}
+/// Makes the root of a new container, which may hold so many bytes; what it has made is removed if it fails.
+type Begin = Box<dyn FnOnce(&Store, &Record, Option<u64>) -> Result<()> + Send>;
 
 /// Makes a container; an empty name has one made up.
 pub(crate) async fn make(engine: &Arc<Engine>, name: &str, wanted: Wanted) -> Result<Arc<Container>> {
     let image = engine.store().await?.resolve(&wanted.config.image)?;
-    make_with(engine, name, wanted, image, Origin::Image).await
+    let id = image.id;
+    let begin: Begin = Box::new(move |store, record, limit| Ok(store.create_root(&record.id, &id, limit)?));
+    make_with(engine, name, wanted, image, begin).await
 }
 
-/// The same from another container, with its configuration.
-pub(crate) async fn make_of(
-    engine: &Arc<Engine>,
-    name: &str,
-    origin: Record,
-    snapshot: Option<String>,
-) -> Result<Arc<Container>> {
-    // Not by its name: that may be another image's by now.
-    let image = engine.store().await?.resolve(&origin.image)?;
-    let wanted = Wanted {
-        config: origin.config.clone(),
-        host: origin.host.clone(),
-        networking: networks::like(&origin),
-    };
-    let origin = Origin::Zone {
-        record: Box::new(origin),
-        snapshot,
-    };
-    make_with(engine, name, wanted, image, origin).await
-}
-
-async fn make_with(
+/// As [`make`], of this image, with a root that does not begin as the image is.
+pub(crate) async fn make_with(
     engine: &Arc<Engine>,
     name: &str,
     wanted: Wanted,
     image: Image,
-    origin: Origin,
+    begin: Begin,
 ) -> Result<Arc<Container>> {
     let name = name.strip_prefix('/').unwrap_or(name);
     if !name.is_empty() && !names::is_valid(name) {
@@ -162,7 +135,7 @@ async fn make_with(
     let turn = container.turn().await;
     let placed = {
         let (store, container) = (store.clone(), container.clone());
-        blocking(move || place(&store, &container, &image, &origin)).await
+        blocking(move || place(&store, &container, &image, begin)).await
     };
     if let Err(error) = placed {
         engine.containers.remove(&container.id);
@@ -177,23 +150,16 @@ async fn make_with(
     Ok(container)
 }
 
-fn place(store: &Store, container: &Container, image: &Image, origin: &Origin) -> Result<()> {
+fn place(store: &Store, container: &Container, image: &Image, begin: Begin) -> Result<()> {
     let limit = container.lock().host.storage_limit()?;
-    let filled = match origin {
-        Origin::Image => {
-            store.create_root(&container.id, &image.id, limit)?;
-            Ok(())
-        }
-        Origin::Zone { record, snapshot } => {
-            store.clone_root(&record.id, snapshot.as_deref(), &container.id, limit)?;
-            snapshots::fill(store, record, &container.record())
-        }
-    };
-    let filled = filled.and_then(|()| mounts::fill(store, &container.record(), &image.id));
-    filled.and_then(|()| Ok(container.save(store)?)).inspect_err(|_| {
-        // What is left of it is collected with the store's next opening.
-        let _ = store.remove_root(&container.id);
-    })
+    let record = container.record();
+    begin(store, &record, limit)
+        .and_then(|()| mounts::fill(store, &record, &image.id))
+        .and_then(|()| Ok(container.save(store)?))
+        .inspect_err(|_| {
+            // What is left of it is collected with the store's next opening.
+            let _ = store.remove_root(&container.id);
+        })
 }
 
 fn over(mine: Healthcheck, theirs: &Healthcheck) -> Healthcheck {

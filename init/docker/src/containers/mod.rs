@@ -42,10 +42,10 @@ mod update;
 use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
-pub(crate) use config::{Networking, nullable};
+pub(crate) use config::{Networking, Wanted, nullable, parse as parse_wanted};
 pub(crate) use container::{Container, Record, Status, Turn};
 pub(crate) use control::own_patience;
-pub(crate) use create::make_of;
+pub(crate) use create::make_with;
 pub(crate) use ending::stop;
 pub(crate) use errand::{discard, make, run_to_end};
 pub(crate) use files::MADE;

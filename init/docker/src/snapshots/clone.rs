@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use store::Store;
 
 use super::subject::Subject;
-use crate::containers::{self, Container, Record};
+use crate::containers::{self, Container, Record, Wanted};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking};
+use crate::networks;
 use crate::volumes::{self, Volume};
 
 #[derive(Debug, Default, Deserialize)]
@@ -29,13 +30,26 @@ pub(super) async fn clone(engine: &Arc<Engine>, subject: &Subject, order: Order)
 }
 
 async fn zone(engine: &Arc<Engine>, from: &Arc<Container>, order: Order) -> Result<Value> {
-    let made = containers::make_of(engine, &order.name, from.record(), order.snapshot).await?;
+    let record = from.record();
+    // Not by its name: that may be another image's by now.
+    let image = engine.store().await?.resolve(&record.image)?;
+    let wanted = Wanted {
+        config: record.config.clone(),
+        host: record.host.clone(),
+        networking: networks::like(&record),
+    };
+    let snapshot = order.snapshot;
+    let begin = Box::new(move |store: &Store, made: &Record, limit| {
+        store.clone_root(&record.id, snapshot.as_deref(), &made.id, limit)?;
+        fill(store, &record, made)
+    });
+    let made = containers::make_with(engine, &order.name, wanted, image, begin).await?;
     let record = made.record();
     Ok(json!({"kind": "zone", "id": made.id, "name": record.name}))
 }
 
 /// Gives a new zone what the other's volumes hold that nobody else has. Blocks.
-pub(crate) fn fill(store: &Store, from: &Record, to: &Record) -> Result<()> {
+fn fill(store: &Store, from: &Record, to: &Record) -> Result<()> {
     for point in &to.mounts {
         let Some(volume) = point.volume().filter(|volume| volume.anonymous) else {
             continue;
@@ -65,14 +79,14 @@ async fn volume(engine: &Arc<Engine>, from: &str, volume: &Arc<Volume>, order: O
         labels: volume.labels.clone(),
         options: volume.options.clone(),
     };
+    if volumes::exists(engine, &store, &record.name).await? {
+        return Err(ApiError::conflict(format!(
+            "There is a volume {} already; choose another name.",
+            record.name
+        )));
+    }
     let from = from.to_owned();
     blocking(move || {
-        if volumes::exists(&store, &record.name)? {
-            return Err(ApiError::conflict(format!(
-                "There is a volume {} already; choose another name.",
-                record.name
-            )));
-        }
         let limit = volumes::limit(&record)?;
         store.clone_volume(&from, order.snapshot.as_deref(), &record.name, limit)?;
         // The record last: what has one has content.

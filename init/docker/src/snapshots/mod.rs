@@ -9,12 +9,17 @@
 //! | `DELETE KIND/NAME/snapshots/SNAPSHOT` | deletes it | |
 //! | `POST KIND/NAME/snapshots/SNAPSHOT/rollback` | makes it what it was | `restart` |
 //! | `POST KIND/NAME/clone` | makes another of it | `name`, `snapshot` |
+//! | `GET KIND/NAME/snapshots/SNAPSHOT/send` | what makes it elsewhere, see [`send`] | |
+//!
+//! What comes from elsewhere is below `/monobloc/v1/transfers`, see [`transfer`].
 //!
 //! The volumes of a zone are no part of it: each has snapshots of its own.
 
 mod clone;
 mod frozen;
+mod send;
 mod subject;
+mod transfer;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,9 +36,9 @@ use crate::containers;
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, json, no_content, ok};
 use crate::routes;
-pub(crate) use clone::fill;
 pub(crate) use frozen::thaw_left;
 use subject::Subject;
+pub(crate) use transfer::route as transfers;
 
 /// Answers everything below `/monobloc/v1/zones/NAME` and `/monobloc/v1/volumes/NAME`.
 pub(crate) async fn route(
@@ -65,6 +70,7 @@ pub(crate) async fn route(
             tokio::spawn(async move { roll_back(&engine, &subject, name, order.restart).await }).await??;
             no_content()
         }
+        ("GET", ["snapshots", name, "send"]) => send::send(&engine, &subject, name, &req).await,
         ("POST", ["clone"]) => {
             let order = req.json().await?;
             let made = tokio::spawn(async move { clone::clone(&engine, &subject, order).await });

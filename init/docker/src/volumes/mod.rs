@@ -185,9 +185,11 @@ pub(crate) fn limit_of(store: &Store, name: &str) -> Result<Option<u64>> {
     limit(&read(store, name)?)
 }
 
-/// Whether there is a volume of this name, be its record damaged. Blocks.
-pub(crate) fn exists(store: &Store, name: &str) -> Result<bool> {
-    Ok(states(store)?.list()?.iter().any(|known| known == name))
+/// Whether there is a volume of this name, be its record damaged or gone while something uses it.
+pub(crate) async fn exists(engine: &Engine, store: &Arc<Store>, name: &str) -> Result<bool> {
+    let (store, owned) = (store.clone(), name.to_owned());
+    let known = blocking(move || Ok::<_, ApiError>(states(&store)?.list()?.contains(&owned)));
+    Ok(known.await? || !users(engine, name).await?.is_empty())
 }
 
 /// Writes the record of a new volume, whose content is there. Blocks.

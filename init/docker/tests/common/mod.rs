@@ -362,6 +362,21 @@ impl Machine {
         }
     }
 
+    /// A request at a path.
+    pub(crate) fn curl(&self, method: &str, path: &str) -> Command {
+        let file = |name: &str| self.dir.join(name);
+        let mut command = Command::new("curl");
+        // Without a look at the certificate: the harness gives its authority and its node one name, which
+        // curl takes for one certificate.
+        command
+            .args(["-sSk", "-X", method, "--cert"])
+            .arg(file("cert.pem"))
+            .arg("--key")
+            .arg(file("key.pem"))
+            .arg(format!("https://127.0.0.1:{}/{path}", self.port));
+        command
+    }
+
     /// Sends a request below `/monobloc/v1/`; gives the status and the answer's JSON documents.
     pub(crate) fn ask(&self, method: &str, path: &str, body: &Value) -> (u32, Vec<Value>) {
         self.ask_at(method, &format!("monobloc/v1/{path}"), body)
@@ -369,26 +384,20 @@ impl Machine {
 
     /// As [`Self::ask`], at any path.
     pub(crate) fn ask_at(&self, method: &str, path: &str, body: &Value) -> (u32, Vec<Value>) {
-        let file = |name: &str| self.dir.join(name);
-        // Without a look at the certificate: the harness gives its authority and its node one name, which
-        // curl takes for one certificate.
-        let output = Command::new("curl")
-            .args([
-                "-sSk",
-                "-X",
-                method,
-                "-w",
-                "\n%{http_code}",
-                "-d",
-                &body.to_string(),
-            ])
-            .arg("--cert")
-            .arg(file("cert.pem"))
-            .arg("--key")
-            .arg(file("key.pem"))
-            .arg(format!("https://127.0.0.1:{}/{path}", self.port))
-            .output()
+        self.upload(method, path, body.to_string().as_bytes())
+    }
+
+    /// As [`Self::ask_at`] with any body.
+    pub(crate) fn upload(&self, method: &str, path: &str, body: &[u8]) -> (u32, Vec<Value>) {
+        let mut command = self.curl(method, path);
+        command.args(["-w", "\n%{http_code}", "--data-binary", "@-"]);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
             .unwrap();
+        child.stdin.take().unwrap().write_all(body).unwrap();
+        let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout).unwrap();
         let (answer, status) = text.rsplit_once('\n').unwrap();
