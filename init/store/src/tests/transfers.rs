@@ -334,8 +334,11 @@ fn what_was_damaged_on_the_way_is_refused_and_nothing_of_it_stays() {
     taken(&two, &whole, DATA, None).unwrap();
 }
 
+/// A command's kind, and its attributes with theirs.
+type Made<'a> = (u16, &'a [(u16, &'a [u8])]);
+
 /// A stream of commands that a sender of bad faith makes up, with a right digest.
-fn made_up(commands: &[(u16, &[(u16, &[u8])])]) -> Vec<u8> {
+fn made_up(commands: &[Made<'_>]) -> Vec<u8> {
     let uuid = [7; 16];
     let label = Label {
         kind: Sort::Volume,
@@ -350,7 +353,7 @@ fn made_up(commands: &[(u16, &[(u16, &[u8])])]) -> Vec<u8> {
     bytes.extend_from_slice(&(label.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&label);
     bytes.extend_from_slice(b"btrfs-stream\0\x01\0\0\0");
-    let begin: (u16, &[(u16, &[u8])]) = (1, &[(15, b"x"), (1, &uuid), (2, &[0; 8])]);
+    let begin: Made<'_> = (1, &[(15, b"x"), (1, &uuid), (2, &[0; 8])]);
     for (kind, attributes) in [begin].iter().chain(commands) {
         let mut body = Vec::new();
         for (kind, value) in *attributes {
@@ -373,12 +376,12 @@ fn made_up(commands: &[(u16, &[(u16, &[u8])])]) -> Vec<u8> {
 fn no_stream_reaches_what_is_outside_its_tree() {
     let pool = TestPool::new(POOL);
     let store = pool.store();
-    let file: (u16, &[(u16, &[u8])]) = (3, &[(15, b"file")]);
-    let link: (u16, &[(u16, &[u8])]) = (8, &[(15, b"link"), (17, b"../../layers")]);
+    let file: Made<'_> = (3, &[(15, b"file")]);
+    let link: Made<'_> = (8, &[(15, b"link"), (17, b"../../layers")]);
     let zero = 0_u64.to_le_bytes();
     let mode = 0o777_u64.to_le_bytes();
-    let write: (u16, &[(u16, &[u8])]) = (15, &[(15, b"file"), (18, &zero), (19, b"x")]);
-    let end: (u16, &[(u16, &[u8])]) = (21, &[]);
+    let write: Made<'_> = (15, &[(15, b"file"), (18, &zero), (19, b"x")]);
+    let end: Made<'_> = (21, &[]);
     // The twin that is let through.
     taken(&store, &made_up(&[file, link, write, end]), DATA, None).unwrap();
     assert_eq!(fs::read(store.volume_path("data").join("file")).unwrap(), b"x");

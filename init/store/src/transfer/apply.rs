@@ -223,7 +223,7 @@ impl Store {
             tree.take(&step).map_err(told)?;
             tell(steps.done, end - begin);
         }
-        if !steps.is_at_end().map_err(told)? {
+        if !steps.nothing_follows().map_err(told)? {
             return Err(bad("something comes after its stream"));
         }
         futimens(&root, &times).during(what())?;

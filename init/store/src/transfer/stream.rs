@@ -182,7 +182,7 @@ impl<R: Read> Steps<R> {
     }
 
     /// Whether nothing comes after the last step.
-    pub(super) fn is_at_end(mut self) -> io::Result<bool> {
+    pub(super) fn nothing_follows(mut self) -> io::Result<bool> {
         Ok(self.from.read(&mut [0])? == 0)
     }
 }
@@ -371,7 +371,7 @@ mod tests {
         );
         assert_eq!(steps.next().unwrap(), Step::End);
         assert_eq!(steps.done, bytes.len() as u64);
-        assert!(steps.is_at_end().unwrap());
+        assert!(steps.nothing_follows().unwrap());
     }
 
     #[test]
