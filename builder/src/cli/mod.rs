@@ -11,6 +11,7 @@ mod inspect;
 mod logs;
 mod pick;
 mod pool;
+mod send;
 mod snapshot;
 mod status;
 #[cfg(test)]
@@ -52,6 +53,8 @@ enum Command {
     Disks(pool::Disks),
     Pool(pool::Pool),
     Snapshot(snapshot::Snapshot),
+    Send(send::Send),
+    Receive(send::Receive),
 }
 
 /// Build a recipe, boot it in QEMU, and run a first container
@@ -198,6 +201,8 @@ pub(crate) fn main() -> ExitCode {
         Command::UpgradeSupervisor(arguments) => upgrade::run(&arguments),
         Command::Disks(arguments) => pool::disks(&arguments),
         Command::Pool(arguments) => pool::pool(&arguments),
+        Command::Send(arguments) => send::send(&arguments),
+        Command::Receive(arguments) => send::receive(&arguments),
         Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
     };
     match done {

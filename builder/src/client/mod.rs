@@ -9,10 +9,12 @@ pub mod greeting;
 mod pool;
 mod snapshots;
 pub mod tls;
+mod transfers;
 mod upgrade;
 
 pub use pool::{Disk, Order, Stage};
 pub use snapshots::{Kind, Subject};
+pub use transfers::{Beginning, DIGEST_AND_MARK, SENT, Source};
 pub use upgrade::Upgraded;
 
 use std::future::Future;
@@ -55,6 +57,8 @@ pub enum ApiError {
     NoAnswer { address: SocketAddr, reason: String },
     #[error("The API at {address} did not answer within {} s", .limit.as_secs())]
     Timeout { address: SocketAddr, limit: Duration },
+    #[error("Cannot pass on what is sent: {0}")]
+    Stream(io::Error),
     #[error("The API answered {path} with {status}: {message}")]
     Refused {
         path: String,

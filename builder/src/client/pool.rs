@@ -79,6 +79,18 @@ impl Api {
     ) -> Result<(), ApiError> {
         let path = format!("/monobloc/v1/pool/{}", order.verb);
         let body = json!({"disks": order.disks, "old": order.old, "erase": order.erase});
+        let done = self.follow_work(&path, Bytes::from(body.to_string()), limit, tell);
+        done.map(drop)
+    }
+
+    /// Has something done that tells how far it is, and waits until it is done; gives the last word.
+    pub(super) fn follow_work(
+        &self,
+        path: &str,
+        body: Bytes,
+        limit: Duration,
+        tell: &mut dyn FnMut(&Stage),
+    ) -> Result<Value, ApiError> {
         let silent = |_| ApiError::Timeout {
             address: self.address,
             limit,
@@ -86,9 +98,9 @@ impl Api {
         let work = async {
             let request = Request::builder()
                 .method(Method::POST)
-                .uri(&path)
+                .uri(path)
                 .header(CONTENT_TYPE, "application/json")
-                .body(Full::new(Bytes::from(body.to_string())))
+                .body(Full::new(body))
                 .map_err(|error| self.no_answer(&error))?;
             let response = timeout(limit, self.send(request)).await.map_err(silent)??;
             let status = response.status();
@@ -96,7 +108,7 @@ impl Api {
             if !status.is_success() {
                 let body = timeout(limit, Limited::new(body, MAX_ANSWER).collect()).await;
                 let body = body.map_err(silent)?.map_err(|error| self.no_answer(&*error))?;
-                return Err(refused(&path, status.as_u16(), message(&body.to_bytes())));
+                return Err(refused(path, status.as_u16(), message(&body.to_bytes())));
             }
             let mut lines = Lines::default();
             loop {
@@ -108,10 +120,10 @@ impl Api {
                 lines.push(frame.data_ref().map_or(&[], |data| data.as_ref()));
                 while let Some(line) = lines.pop() {
                     if line.get("done").and_then(Value::as_bool) == Some(true) {
-                        return Ok(());
+                        return Ok(line);
                     }
                     if let Some(reason) = line.get("error").and_then(Value::as_str) {
-                        return Err(refused(&path, status.as_u16(), reason.to_owned()));
+                        return Err(refused(path, status.as_u16(), reason.to_owned()));
                     }
                     tell(&Stage::deserialize(line).unwrap_or_default());
                 }
@@ -121,7 +133,7 @@ impl Api {
     }
 }
 
-fn refused(path: &str, status: u16, message: String) -> ApiError {
+pub(super) fn refused(path: &str, status: u16, message: String) -> ApiError {
     ApiError::Refused {
         path: path.to_owned(),
         status,
