@@ -10,7 +10,8 @@ use sys::program::CapabilitySets;
 use sys::spawn::{
     IdMaps, IdRange, NEW_CGROUP, NEW_IPC, NEW_MOUNT, NEW_NET, NEW_PID, NEW_TIME, NEW_USER, NEW_UTS,
 };
-use zones::direct::{DirectStdio, DirectZone, Namespaces, Node};
+use zones::Node;
+use zones::direct::{DirectStdio, DirectZone, Namespaces};
 use zones::{
     Capability, CapabilitySet, ParameterOf, ProcessSpec, ResourceLimit, Seccomp, TerminalSize, User,
 };

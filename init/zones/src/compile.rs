@@ -11,6 +11,7 @@ use rustix::process::{Resource, getrlimit};
 use sys::program::{Fd, MountAttributes, Program, Step};
 use sys::spawn::ResourceLimit;
 
+use crate::devices::Node;
 use crate::error::Error;
 use crate::seccomp::{self, Seccomp};
 use crate::spec::{INIT, Mount, Namespace, ProcessSpec, ZoneSpec};
@@ -277,7 +278,20 @@ fn system_mounts(b: &mut Builder, spec: &ZoneSpec) -> Result<(), Error> {
             path: text(*path)?,
         });
     }
+    for node in &spec.nodes {
+        b.add(make_node(node)?);
+    }
     Ok(())
+}
+
+pub(crate) fn make_node(node: &Node) -> Result<Step, Error> {
+    Ok(Step::MakeNode {
+        path: text(&*node.path)?,
+        mode: node.mode,
+        device: node.device,
+        uid: node.uid,
+        gid: node.gid,
+    })
 }
 
 pub(crate) fn own_mount(b: &mut Builder, mount: Mount) -> Result<(), Error> {

@@ -58,6 +58,18 @@ pub struct Device {
     pub access: DeviceAccess,
 }
 
+/// A device node that a zone's first process makes itself: nobody can in a user namespace of his own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    pub path: String,
+    /// As of mknod(2): type and permissions.
+    pub mode: u32,
+    /// As of makedev(3).
+    pub device: u64,
+    pub uid: u32,
+    pub gid: u32,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

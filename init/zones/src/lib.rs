@@ -29,7 +29,7 @@ pub use capabilities::{Capability, CapabilitySet};
 pub use cgroup::{Cgroups, Most, open_for_another as open_cgroup_for_another, remove_tree as remove_cgroup};
 pub use compile::STAGING;
 pub use device_rules::DeviceRule;
-pub use devices::{Device, DeviceAccess, DeviceKind};
+pub use devices::{Device, DeviceAccess, DeviceKind, Node};
 pub use error::{Error, StartError};
 pub use parameters::ParameterOf;
 pub use runtime::{ExitStatus, Pending, Process, Survivor, Zones};

@@ -7,7 +7,7 @@ pub use sys::spawn::{IdMap, ResourceLimit};
 
 use crate::capabilities::CapabilitySet;
 use crate::device_rules::DeviceRule;
-use crate::devices::Device;
+use crate::devices::{Device, Node};
 use crate::seccomp::Seccomp;
 
 /// Ids of one zone: its root is `host`, and it has this many.
@@ -91,6 +91,8 @@ pub struct ZoneSpec {
     pub read_only_paths: Vec<String>,
     /// Devices beside those that every zone has (`/dev/null`, …); their nodes are among the mounts.
     pub devices: Vec<Device>,
+    /// Nodes that it makes itself, which takes the machine's user namespace.
+    pub nodes: Vec<Node>,
     /// What the zone may open beside those: rules for nodes that it makes or is given later.
     pub device_rules: Vec<DeviceRule>,
     /// Small files of the zone's own, put over those of the image: path and content.

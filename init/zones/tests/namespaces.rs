@@ -5,7 +5,7 @@
 mod common;
 
 use common::{Bench, bench, read_all, spec};
-use zones::{Capability, CapabilitySet, IdMap, Namespace, Namespaces, Process, Stdio, ZoneSpec};
+use zones::{Capability, CapabilitySet, IdMap, Namespace, Namespaces, Node, Process, Stdio, ZoneSpec};
 
 /// A zone that only waits, and ends with the input that it is given.
 async fn donor(bench: &Bench) -> (Process, Stdio) {
@@ -144,4 +144,25 @@ async fn a_zone_of_the_machine_is_in_its_namespaces_and_can_be_entered() {
     bench.zones.exited(&key).await.unwrap();
     bench.zones.acknowledge(&key).await.unwrap();
     end(&bench, zone).await;
+}
+
+#[tokio::test]
+async fn a_zone_of_the_machine_can_have_device_nodes_of_its_own_and_opens_what_its_rules_let_it() {
+    let bench = bench().await;
+    let script = "head -c 3 /dev/own/zero | wc -c; ls -l /dev/own/zero | cut -c 1-10; : < /dev/refused";
+    let mut zone = spec(&["sh", "-c", &format!("exec 2>&1; {script}")]);
+    zone.namespaces.user = Namespace::Host;
+    zone.ids = IdMap::HOST;
+    let node = |path: &str, (major, minor)| Node {
+        path: path.to_owned(),
+        mode: libc::S_IFCHR | 0o640,
+        device: rustix::fs::makedev(major, minor),
+        uid: 0,
+        gid: 0,
+    };
+    zone.nodes = vec![node("/dev/own/zero", (1, 5)), node("/dev/refused", (10, 237))];
+    let (text, _) = bench.run(zone).await;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["3", "crw-r-----"], "{text}");
+    assert!(lines[2].contains("not permitted"), "{text}");
 }

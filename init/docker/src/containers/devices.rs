@@ -3,6 +3,10 @@
 //! A node in the machine's `/dev` belongs to the machine's own ids and cannot be shown with others, so
 //! each container gets nodes of its own, made by the store. A block device that the machine itself uses
 //! is not given away: whoever writes to it writes to every container's files.
+//!
+//! A privileged container in the machine's user namespace has all of them, as with Docker, and makes the
+//! nodes itself. One in its own has besides those of Docker's list only what knows of namespaces and is of
+//! use there: what it does with another device it would do to the whole machine.
 
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -12,7 +16,7 @@ use rustix::fs::{Mode, OFlags, major, minor};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use store::{NodeSpec, Store};
-use zones::{Device, DeviceAccess, DeviceKind, Mount};
+use zones::{Device, DeviceAccess, DeviceKind, Mount, Node};
 
 use super::config::HostConfig;
 use crate::http::{ApiError, Result};
@@ -31,6 +35,13 @@ pub(crate) struct DeviceMapping {
 }
 
 impl DeviceMapping {
+    fn of(path: &str) -> Self {
+        Self {
+            path_on_host: path.to_owned(),
+            ..Self::default()
+        }
+    }
+
     fn in_container(&self) -> &str {
         match self.path_in_container.as_str() {
             "" => &self.path_on_host,
@@ -45,6 +56,54 @@ impl DeviceMapping {
                 .ok_or_else(|| ApiError::bad_request(format!("invalid device mode: {text}"))),
         }
     }
+}
+
+/// What a container that is privileged in its own user namespace is given where the machine has it: file
+/// systems and interfaces that it makes are its own.
+const NAMESPACED: &[&str] = &["/dev/fuse", "/dev/net/tun"];
+/// What is not the machine's in `/dev`, but a file system of each container's own.
+const OWN: &[&str] = &["console", "fd", "mqueue", "pts", "shm"];
+
+/// Whether it has all powers that the machine has.
+pub(crate) fn is_machines(host: &HostConfig) -> bool {
+    host.privileged && host.userns_mode == "host"
+}
+
+/// The nodes of all devices, for a container that may have them; none for others. Blocks.
+pub(crate) fn of_machine(host: &HostConfig) -> Result<Vec<Node>> {
+    let mut nodes = Vec::new();
+    if is_machines(host) {
+        let failed = |error| ApiError::internal(format!("Cannot list the machine's devices: {error}."));
+        all_below(Path::new(DEV), 0, &mut nodes).map_err(failed)?;
+    }
+    Ok(nodes)
+}
+
+/// What comes and goes meanwhile may be missing.
+fn all_below(folder: &Path, depth: usize, nodes: &mut Vec<Node>) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let (Some(text), Ok(meta)) = (path.to_str(), std::fs::symlink_metadata(&path)) else {
+            continue;
+        };
+        let kind = meta.file_type();
+        let own = depth == 0 && OWN.iter().any(|own| name == *own);
+        if own {
+            continue;
+        } else if kind.is_dir() && depth < MAX_DEPTH {
+            all_below(&path, depth + 1, nodes)?;
+        } else if kind.is_char_device() || kind.is_block_device() {
+            nodes.push(Node {
+                path: text.to_owned(),
+                mode: meta.mode(),
+                device: meta.rdev(),
+                uid: meta.uid(),
+                gid: meta.gid(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Checks what needs no look at the devices.
@@ -69,7 +128,12 @@ pub(crate) fn attach(
     userns: BorrowedFd<'_>,
 ) -> Result<(Vec<Device>, Vec<Mount>)> {
     let (mut devices, mut mounts) = (Vec::new(), Vec::new());
-    for mapping in host.devices.iter().flatten() {
+    let namespaced = NAMESPACED.iter().filter(|path| {
+        let wanted = host.privileged && !is_machines(host);
+        wanted && Path::new(path).exists()
+    });
+    let namespaced: Vec<DeviceMapping> = namespaced.map(|path| DeviceMapping::of(path)).collect();
+    for mapping in host.devices.iter().flatten().chain(&namespaced) {
         for (device, node) in found(mapping)? {
             mounts.push(Mount::Tree {
                 tree: store.device_node(node, userns)?,

@@ -8,7 +8,8 @@ use sys::spawn::{IdMaps, NEW_CGROUP, NEW_NET, NEW_USER};
 
 use super::{Added, DirectStdio, DirectZone};
 use crate::compile::{
-    Builder, ChildStdio, DEVICE_LINKS, DEVICES, NO_SUID_EXEC, become_root, connect, own_mount, run, text,
+    Builder, ChildStdio, DEVICE_LINKS, DEVICES, NO_SUID_EXEC, become_root, connect, make_node, own_mount,
+    run, text,
 };
 use crate::error::Error;
 use crate::seccomp;
@@ -61,17 +62,10 @@ pub(super) fn program(zone: DirectZone, ends: Ends) -> Result<Compiled, Error> {
         usual_devices(&mut b, bound)?;
     }
     for node in zone.nodes {
-        let path = text(&*node.path)?;
         if bound {
             bind_device(&mut b, &node.path)?;
         } else {
-            b.add(Step::MakeNode {
-                path,
-                mode: node.mode,
-                device: node.device,
-                uid: node.uid,
-                gid: node.gid,
-            });
+            b.add(make_node(&node)?);
         }
     }
     for path in &zone.masked_paths {

@@ -20,6 +20,7 @@ use sys::program::{CapabilitySets, Failure, Fd, Program, Step};
 use sys::spawn::{IdMaps, ResourceLimit, Spawn, Spawned, spawn};
 
 use crate::compile::text;
+use crate::devices::Node;
 use crate::error::{Error, StartError};
 use crate::spec::{Mount, ProcessSpec};
 
@@ -74,18 +75,6 @@ impl Namespaces {
     pub fn own(&self) -> u64 {
         self.joined.iter().fold(self.new, |all, (_, kind)| all | kind)
     }
-}
-
-/// A device node.
-#[derive(Debug)]
-pub struct Node {
-    pub path: String,
-    /// As of mknod(2): type and permissions.
-    pub mode: u32,
-    /// As of makedev(3).
-    pub device: u64,
-    pub uid: u32,
-    pub gid: u32,
 }
 
 /// Where standard input, output and error lead.

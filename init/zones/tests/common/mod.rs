@@ -150,6 +150,7 @@ pub(crate) fn spec(args: &[&str]) -> ZoneSpec {
         masked_paths: owned(zones::MASKED_PATHS),
         read_only_paths: owned(zones::READ_ONLY_PATHS),
         devices: Vec::new(),
+        nodes: Vec::new(),
         device_rules: Vec::new(),
         files: vec![("/etc/hosts".to_owned(), b"127.0.0.1 localhost\n".to_vec())],
         namespaces: Namespaces::default(),

@@ -3,11 +3,12 @@
 use zones::{DeviceAccess, DeviceKind, DeviceRule};
 
 use crate::containers::config::HostConfig;
+use crate::containers::devices::is_machines;
 use crate::http::{ApiError, Result};
 
 pub(super) fn device_rules(host: &HostConfig) -> Result<Vec<DeviceRule>> {
     // With the machine's own powers goes all that it has.
-    if host.privileged && host.userns_mode == "host" {
+    if is_machines(host) {
         return Ok(vec![DeviceRule::ALL]);
     }
     let parse = |text: &String| {

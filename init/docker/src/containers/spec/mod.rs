@@ -140,6 +140,7 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         masked_paths: protected(host.masked_paths.as_deref(), MASKED_PATHS),
         read_only_paths: protected(host.readonly_paths.as_deref(), READ_ONLY_PATHS),
         devices: now.devices,
+        nodes: super::devices::of_machine(host)?,
         device_rules: device_rules(host)?,
         files,
         namespaces,
