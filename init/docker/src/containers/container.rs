@@ -160,7 +160,7 @@ pub(crate) struct Container {
     record: Mutex<Record>,
     /// See [`Container::turn`].
     turn: Arc<tokio::sync::Mutex<Option<Ready>>>,
-    /// Held by the request that removes it, or by its end if that does, from the first step to the last.
+    /// Held by the request that removes it, from its first step to its last.
     pub(crate) removal: tokio::sync::Mutex<()>,
     /// Held while the record is written.
     saving: Mutex<()>,

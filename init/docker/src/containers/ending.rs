@@ -176,16 +176,16 @@ pub(crate) async fn remove(
 /// Removes a container that has ended by itself, or whose removal was cut short; its turn is held. Where a
 /// request removes it just now, that does.
 pub(super) async fn remove_ended(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
-    let Ok(_removal) = container.removal.try_lock() else {
+    if container.removal.try_lock().is_err() {
         return;
-    };
+    }
     // Whoever asked for a removal that was cut short may want to keep the volumes.
     let volumes = container.lock().host.auto_remove;
     let removed = remove_in_turn(engine, container, store, volumes).await;
     report(&container.id, "remove it", removed);
 }
 
-/// The caller holds the container's turn, and its removal.
+/// The caller holds the container's turn.
 async fn remove_in_turn(
     engine: &Arc<Engine>,
     container: &Arc<Container>,
