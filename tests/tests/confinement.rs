@@ -349,14 +349,14 @@ fn the_machines_own_namespaces_need_its_recipes_permission() {
     );
     assert_eq!(said, "made\nCapEff:\t000001ffffffffff");
     // With all powers come all devices, as with Docker.
-    let look = "ls /dev/kmsg /dev/loop-control; head -c 4 /dev/vda | wc -c; echo told > /dev/kmsg && dmesg | tail -n 1";
+    let look = "ls /dev/kmsg /dev/loop-control; head -c 4 /dev/loop0 | wc -c; echo told > /dev/kmsg && dmesg | tail -n 1";
     let said = sh("--userns host --privileged", look);
     assert!(
         said.starts_with("/dev/kmsg\n/dev/loop-control\n4\n") && said.ends_with("told"),
         "{said}"
     );
     for options in ["--privileged", "--userns host"] {
-        let said = sh(options, "ls /dev/kmsg /dev/vda");
+        let said = sh(options, "ls /dev/kmsg /dev/loop0");
         assert_eq!(said.matches("No such file").count(), 2, "{options}: {said}");
     }
     // Without being asked, nothing of the machine is there.

@@ -6,7 +6,7 @@
 
 use std::sync::LazyLock;
 
-use tests::{Boot, Docker, Machine};
+use tests::{Boot, Docker, Machine, api};
 
 static MACHINE: LazyLock<Machine> = LazyLock::new(|| Boot::quickstart().blank_disk().start());
 
@@ -74,4 +74,48 @@ fn statistics_show_what_a_container_uses() {
     assert!(line.contains("/ 64MiB") && line.ends_with(" 1"), "{line}");
     assert!(docker().ok("top uses").contains("sh -c"));
     docker().ok("rm -f uses");
+}
+
+/// What the API says of an added process.
+fn added(id: &str) -> serde_json::Value {
+    let (status, text) = api::request(MACHINE.endpoint(), "GET", &format!("/exec/{id}/json")).unwrap();
+    assert_eq!(status, 200, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn what_execs_and_health_checks_came_to_outlives_a_killed_supervisor() {
+    let check =
+        "--health-cmd 'echo -n x >> /times; cat /times; false' --health-interval 1s --health-retries 1";
+    docker().ok(&format!("run -d --name ill {check} busybox sleep 600"));
+    let health = || {
+        let form = "{{.State.Health.Status}} {{.State.Health.FailingStreak}} {{range .State.Health.Log}}{{.Output}},{{end}}";
+        docker().ok(&format!("inspect -f '{form}' ill"))
+    };
+    docker()
+        .follow("events --since 1h --filter container=ill")
+        .expect("health_status: unhealthy");
+    docker().ok("exec -d ill sh -c 'until test -e /go; do sleep 0.1; done; exit 9'");
+    let ids = docker().ok("inspect -f '{{range .ExecIDs}}{{.}} {{end}}' ill");
+    // A check may be under way.
+    let waiting = ids
+        .split_whitespace()
+        .find(|id| {
+            added(id)["ProcessConfig"]["arguments"][1]
+                .as_str()
+                .unwrap_or_default()
+                .contains("/go")
+        })
+        .unwrap();
+    MACHINE.crash_supervisor();
+    let found = health();
+    assert!(found.starts_with("unhealthy ") && found.contains('x'), "{found}");
+    assert_eq!(added(waiting)["Running"], true);
+    let events = docker().follow("events --filter event=exec_die --format '{{.Actor.Attributes.exitCode}} {{.Actor.Attributes.execID}}'");
+    docker().ok("exec ill touch /go");
+    events.expect(&format!("9 {waiting}"));
+    assert_eq!(added(waiting)["ExitCode"], 9);
+    MACHINE.crash_supervisor();
+    assert_eq!(added(waiting)["ExitCode"], 9);
+    docker().ok("rm -f ill");
 }

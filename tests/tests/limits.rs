@@ -100,11 +100,19 @@ fn a_container_beyond_its_memory_is_killed_and_inspect_says_so() {
         let state = docker().ok(&format!(
             "inspect -f '{{{{.State.OOMKilled}}}} {{{{.State.ExitCode}}}}' {id}"
         ));
+        let events = docker().follow(&format!(
+            "events --since 1h --filter container={id} --format '{{{{.Action}}}}'"
+        ));
         docker().ok(&format!("rm {id}"));
-        state
+        events.expect("destroy");
+        let oom = events.so_far().lines().any(|line| line == "oom");
+        (state, oom)
     };
-    assert_eq!(run("32m", script), "true 137");
-    assert_eq!(run("32m", "x=0123456789abcdef; x=$x$x"), "false 0");
+    assert_eq!(run("32m", script), ("true 137".to_owned(), true));
+    assert_eq!(
+        run("32m", "x=0123456789abcdef; x=$x$x"),
+        ("false 0".to_owned(), false)
+    );
 }
 
 #[test]

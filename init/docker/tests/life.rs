@@ -516,3 +516,40 @@ fn what_health_checks_have_found_outlives_the_supervisor_and_the_container() {
     };
     with_supervisors(&[&first, &second, &third]);
 }
+
+#[test]
+fn the_list_is_filtered_by_the_ports_that_are_published_and_exposed() {
+    with_machine(|machine| {
+        let sleeps = ["busybox", "sleep", "600"];
+        for (name, options) in [
+            ("web", ["-p", "8080:80"]),
+            ("names", ["-p", "5353:53/udp"]),
+            ("inner", ["--expose", "9000"]),
+        ] {
+            machine.out(&[&["run", "-d", "--name", name], &options[..], &sleeps].concat());
+        }
+        let listed = |filters: &[&str]| {
+            let filters = filters.iter().flat_map(|filter| ["--filter", filter]);
+            let words: Vec<&str> = ["ps", "--format", "{{.Names}}"]
+                .into_iter()
+                .chain(filters)
+                .collect();
+            machine.out(&words)
+        };
+        assert_eq!(listed(&["publish=8080"]), "web");
+        assert_eq!(listed(&["publish=8000-8100/tcp"]), "web");
+        assert_eq!(listed(&["publish=5353"]), "");
+        assert_eq!(listed(&["publish=5353/udp"]), "names");
+        assert_eq!(listed(&["expose=80", "expose=9000"]), "inner\nweb");
+        assert_eq!(listed(&["expose=9000", "name=web"]), "");
+        assert_eq!(listed(&["is-task=true"]), "");
+        assert_eq!(listed(&["is-task=false"]).lines().count(), 3);
+        assert!(
+            machine
+                .fails(&["ps", "--filter", "publish=web"])
+                .1
+                .contains("'publish=web'")
+        );
+        machine.out(&["rm", "-f", "web", "names", "inner"]);
+    });
+}

@@ -1,6 +1,7 @@
 //! `GET /containers/json`.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -19,7 +20,8 @@ use crate::networks;
 use crate::query::Filters;
 
 const FILTERS: &[&str] = &[
-    "ancestor", "before", "exited", "health", "id", "label", "name", "network", "since", "status", "volume",
+    "ancestor", "before", "exited", "expose", "health", "id", "is-task", "label", "name", "network",
+    "publish", "since", "status", "volume",
 ];
 
 pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
@@ -51,6 +53,10 @@ pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response
     // Times have one form, so that their text sorts as they do.
     records.sort_by(|(_, a), (_, b)| b.created.cmp(&a.created));
     let ancestors = ancestors(engine, &filters).await?;
+    let (published, exposed) = (
+        port_ranges(&filters, "publish")?,
+        port_ranges(&filters, "expose")?,
+    );
     let store = engine.store().await?;
     let mut shown = Vec::new();
     for (_, record) in &records {
@@ -59,7 +65,11 @@ pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response
         let running = matches!(record.status, Status::Running | Status::Restarting);
         let of_image = filters.get("ancestor").is_empty() || ancestors.contains(&record.image);
         if (everything || running) && in_time && of_image && matches(engine, record, &filters)? {
-            shown.push(summary(engine, &store, record));
+            let one = summary(engine, &store, record);
+            let any = published.is_empty() && exposed.is_empty();
+            if any || has_port(&one["Ports"], &published, &exposed) {
+                shown.push(one);
+            }
         }
         if limit.is_some_and(|limit| shown.len() >= limit) {
             break;
@@ -76,6 +86,37 @@ pub(crate) async fn list(engine: &Arc<Engine>, req: &Request) -> Result<Response
         }
     }
     ok(&shown)
+}
+
+/// Ports of one protocol, from the first to the last.
+type Ports = (RangeInclusive<u64>, String);
+
+/// `80`, `80/udp` or `8000-8080/tcp`.
+fn port_ranges(filters: &Filters, key: &str) -> Result<Vec<Ports>> {
+    let parse = |text: &String| {
+        let (numbers, kind) = text.split_once('/').unwrap_or((text, "tcp"));
+        let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+        match (first.parse::<u16>(), last.parse::<u16>()) {
+            (Ok(first), Ok(last)) if first <= last => Ok((first.into()..=last.into(), kind.to_owned())),
+            _ => Err(ApiError::bad_request(format!(
+                "invalid filter '{key}={text}': it is no port and no range of ports"
+            ))),
+        }
+    };
+    filters.get(key).iter().map(parse).collect()
+}
+
+/// Whether one of the ports is published so, or exposed so.
+fn has_port(ports: &Value, published: &[Ports], exposed: &[Ports]) -> bool {
+    let is_in = |port: &Value, number: &str, ranges: &[Ports]| {
+        let number = port[number].as_u64();
+        let fits = |(range, kind): &Ports| {
+            number.is_some_and(|number| range.contains(&number)) && port["Type"] == **kind
+        };
+        ranges.iter().any(fits)
+    };
+    let mut ports = ports.as_array().into_iter().flatten();
+    ports.any(|port| is_in(port, "PublicPort", published) || is_in(port, "PrivatePort", exposed))
 }
 
 /// Bytes of each container's own, and with its image. One whose files cannot be read counts nothing.
@@ -153,7 +194,9 @@ fn matches(engine: &Engine, record: &Record, filters: &Filters) -> Result<bool> 
         && filters.matches("exited", |code| {
             record.status == Status::Exited && record.exit_code.to_string() == code
         })
-        && filters.matches("network", on)
+&& filters.matches("network", on)
+        // No container is a swarm's task.
+        && filters.matches("is-task", |wanted| matches!(wanted, "0" | "false"))
         && filters.matches("volume", |wanted| mounts::names(record, wanted))
         && filters.labels(|key| record.config.labels.get(key).map(String::as_str)))
 }
