@@ -48,12 +48,16 @@ pub enum Acceleration {
 /// The first QEMU, major and minor version, whose translation is safe on several threads.
 const SAFE_ON_THREADS: (u32, u32) = (8, 2);
 
+/// All that the translation can do, but for what tells the guest that to copy byte by byte is the fastest
+/// way (`rep movsb`): translated, it is the slowest.
+const EMULATED_CPU: &str = "max,-erms,-fsrm";
+
 impl Acceleration {
     pub(super) fn arguments(self) -> [(&'static str, &'static str); 2] {
         match self {
             Self::Kvm => [("-accel", "kvm"), ("-cpu", "host")],
-            Self::Emulated => [("-accel", "tcg,thread=multi"), ("-cpu", "max")],
-            Self::EmulatedOnOneThread => [("-accel", "tcg,thread=single"), ("-cpu", "max")],
+            Self::Emulated => [("-accel", "tcg,thread=multi"), ("-cpu", EMULATED_CPU)],
+            Self::EmulatedOnOneThread => [("-accel", "tcg,thread=single"), ("-cpu", EMULATED_CPU)],
         }
     }
 

@@ -282,10 +282,13 @@ mod tests {
     fn the_cpus_of_a_machine_run_as_the_verdict_says() {
         for (acceleration, part) in [
             (Acceleration::Kvm, "-accel kvm -cpu host"),
-            (Acceleration::Emulated, "-accel tcg,thread=multi -cpu max"),
+            (
+                Acceleration::Emulated,
+                "-accel tcg,thread=multi -cpu max,-erms,-fsrm",
+            ),
             (
                 Acceleration::EmulatedOnOneThread,
-                "-accel tcg,thread=single -cpu max",
+                "-accel tcg,thread=single -cpu max,-erms,-fsrm",
             ),
         ] {
             let line = text(&Qemu {

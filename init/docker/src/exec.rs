@@ -1,5 +1,6 @@
 //! Processes that are added to a running container.
 
+mod ready;
 mod restore;
 
 use std::collections::HashMap;
@@ -15,13 +16,14 @@ use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinHandle;
 use zones::log::Stream;
-use zones::{Process, StartError, TerminalSize};
+use zones::{Pending, Process, StartError, TerminalSize};
 
 use crate::containers::{Container, awake, logs, new_id, size, spec};
 use crate::engine::Engine;
 use crate::http::{ApiError, Hijack, Request, Response, Result, blocking, empty, json, ok, with_causes};
 use crate::streams::{self, Attachment, Source, Streams, frame, parse_detach_keys};
 use crate::users::Databases;
+use ready::Slot;
 
 pub(crate) use restore::{adopt, adopt_rest};
 
@@ -106,6 +108,7 @@ pub(crate) struct Exec {
     /// The engine's, which nobody can ask for.
     own: bool,
     phase: Mutex<Phase>,
+    ready: Slot,
     streams: Streams,
 }
 
@@ -133,6 +136,12 @@ impl Exec {
         };
         // After the code is there: a client asks for it as soon as the output ends.
         self.streams.close_for_good();
+    }
+
+    /// Of its process. A full stop tells it from a zone's.
+    fn key(&self) -> String {
+        let kind = if self.own { PROBE } else { "" };
+        format!("{}.{kind}{}", self.container.id, self.id)
     }
 
     fn command(&self) -> &[String] {
@@ -175,12 +184,14 @@ pub(crate) async fn create(engine: &Arc<Engine>, mut req: Request) -> Result<Res
         wanted,
         own: false,
         phase: Mutex::new(Phase::Created),
+        ready: Slot::default(),
         streams: Streams::default(),
     });
     let id = exec.id.clone();
     exec.tell(engine, "exec_create", None);
     restore::note(engine, &exec, None).await;
-    engine.execs.add(exec);
+    engine.execs.add(exec.clone());
+    tokio::spawn(ready::make_ready(engine.clone(), exec));
     for old in engine.execs.forget() {
         engine
             .memo
@@ -311,19 +322,13 @@ async fn serve(
 
 /// Starts the process; its output and its end are seen to from then on.
 async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -> Result<()> {
-    // A full stop tells an added process's key from a zone's.
-    let key = format!(
-        "{}.{}{}",
-        exec.container.id,
-        if exec.own { PROBE } else { "" },
-        exec.id
-    );
+    let key = exec.key();
     let started = async {
-        let zone = exec.container.running()?;
-        let process = prepare(exec, &zone, size).await?;
-        let ids = exec.container.record().ids();
-        let begun = engine.zones.exec(&zone, &key, &process, ids).await;
-        begun.map_err(|error| explain(exec, &error))
+        let pending = match exec.ready.take().await {
+            Some(ready) => ready,
+            None => set_up(engine, exec, &key, size).await?,
+        };
+        pending.release().await.map_err(|error| explain(exec, &error))
     };
     let (process, stdio) = match started.await {
         Ok(started) => started,
@@ -343,6 +348,10 @@ async fn run(engine: &Arc<Engine>, exec: &Arc<Exec>, size: Option<(u16, u16)>) -
     let ends = exec.streams.open(stdio, &engine.zones, &key);
     let ends =
         ends.map_err(|error| ApiError::internal(format!("Cannot take the process's output: {error}.")))?;
+    if let Some((rows, columns)) = size {
+        // One that was made ready did not know it.
+        exec.streams.resize(rows, columns);
+    }
     *exec.phase() = Phase::Running(Arc::new(process));
     exec.tell(engine, "exec_start", None);
     let pumping = {
@@ -361,6 +370,14 @@ fn explain(exec: &Exec, error: &StartError) -> ApiError {
         "OCI runtime exec failed: exec failed: unable to start container process: {}",
         with_causes(error)
     ))
+}
+
+/// The process up to the gate at which it waits for its start.
+async fn set_up(engine: &Engine, exec: &Arc<Exec>, key: &str, size: Option<(u16, u16)>) -> Result<Pending> {
+    let zone = exec.container.running()?;
+    let process = prepare(exec, &zone, size).await?;
+    let ids = exec.container.record().ids();
+    Ok(engine.zones.add(&zone, key, &process, ids).await?)
 }
 
 async fn prepare(
@@ -421,6 +438,7 @@ pub(crate) async fn probe(
         },
         own: true,
         phase: Mutex::new(Phase::Starting),
+        ready: Slot::default(),
         streams: Streams::default(),
     });
     exec.tell(engine, "exec_create", None);

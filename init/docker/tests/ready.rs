@@ -10,14 +10,22 @@ mod common;
 use std::fs;
 
 use common::{Machine, with_machine, with_supervisors};
+use serde_json::{Value, json};
 
-/// The process that is in the cgroup of a container, which has none but its first.
-fn process_of(id: &str) -> Option<u32> {
+/// The processes in the cgroup of a container.
+fn processes_of(id: &str) -> Vec<u32> {
     let entries = fs::read_dir("/proc").unwrap();
-    let numbers = entries.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
-    numbers.into_iter().find(|pid| {
-        fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(id))
-    })
+    entries
+        .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok())
+        .filter(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(id))
+        })
+        .collect()
+}
+
+/// The only one.
+fn process_of(id: &str) -> Option<u32> {
+    processes_of(id).first().copied()
 }
 
 fn create(machine: &Machine, words: &[&str]) -> String {
@@ -120,6 +128,25 @@ fn only_some_wait_and_all_can_be_started() {
         machine.out(&words);
         assert_eq!(waiting(), ids.len());
         assert_eq!(machine.out(&["ps", "-q"]).lines().count(), ids.len());
+    });
+}
+
+#[test]
+fn an_added_process_waits_from_its_creation_on() {
+    with_machine(|machine| {
+        let (id, first) = create_ready(machine, &["busybox", "sleep", "600"]);
+        machine.out(&["start", &id]);
+        let added = || processes_of(&id).into_iter().find(|pid| *pid != first);
+        let path = format!("containers/{id}/exec");
+        let (_, exec) = machine.ask_at("POST", &path, &json!({"Cmd": ["sleep", "600"]}));
+        let exec = exec[0]["Id"].as_str().unwrap();
+        machine.until(|| added().is_some());
+        let waiting = added().unwrap();
+        let (status, _) = machine.ask_at("POST", &format!("exec/{exec}/start"), &json!({"Detach": true}));
+        assert_eq!(status, 200);
+        let (_, shown) = machine.ask_at("GET", &format!("exec/{exec}/json"), &Value::Null);
+        assert_eq!(shown[0]["Pid"], waiting);
+        machine.out(&["rm", "-f", &id]);
     });
 }
 

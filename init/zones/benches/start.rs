@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::{Bench, IDS, bench, spec, unique};
 use serde_json::{Value, json};
+use zones::Process;
 
 const ROUNDS: usize = 200;
 const WARM_UP: usize = 20;
@@ -38,25 +39,38 @@ fn main() {
     runtime.block_on(async {
         let bench = bench().await;
         let bundle = bundle(&bench.root);
-        let (mut started, mut ran, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        let mut laps: [Vec<Duration>; 4] = Default::default();
         // In turns, so that whatever else the machine does meets both.
         for round in 0..WARM_UP + ROUNDS {
-            let (start, run) = zone(&bench).await;
-            let other = crun(bundle.path());
+            let measured = [
+                start(&bench).await,
+                crun_start(bundle.path()),
+                run(&bench).await,
+                crun_run(bundle.path()),
+            ];
             if round >= WARM_UP {
-                started.push(start);
-                ran.push(run);
-                others.push(other);
+                laps.iter_mut().zip(measured).for_each(|(all, lap)| all.push(lap));
             }
         }
         println!("{ROUNDS} rounds of `true` each, in milliseconds");
-        println!("{:28} {:>8} {:>8}", "", "p50", "p99");
-        report("zone: until it runs", &mut started);
-        let ours = report("zone: until it has ended", &mut ran);
-        let theirs = report("crun run", &mut others);
+        println!("{:36} {:>8} {:>8}", "", "p50", "p99");
+        let what = [
+            "start of one that waits for it",
+            "crun start",
+            "run, until it has ended",
+            "crun run",
+        ];
+        let mut medians = [0.0; 4];
+        for ((what, times), median) in what.into_iter().zip(&mut laps).zip(&mut medians) {
+            *median = report(what, times);
+        }
+        let [start, crun_start, run, crun_run] = medians;
         println!(
-            "crun run takes {:.1} times as long as a whole zone (p50)",
-            theirs / ours
+            "p50: crun start takes {:.1} times as long as a start, crun run {:.1} times as long as a start \
+             and {:.1} times as long as a run",
+            crun_start / start,
+            crun_run / start,
+            crun_run / run
         );
     });
 }
@@ -76,16 +90,35 @@ fn inside_pure_cgroup2() -> Command {
     again
 }
 
-async fn zone(bench: &Bench) -> (Duration, Duration) {
+/// What a client does between the creation and the start, in which the process comes to its gate. crun
+/// waits for that before its `create` ends.
+const BETWEEN: Duration = Duration::from_millis(10);
+
+/// From the wish for the start until the program runs.
+async fn start(bench: &Bench) -> Duration {
+    let pending = bench.zones.create(spec(&["true"]), bench.tree()).await.unwrap();
+    tokio::time::sleep(BETWEEN).await;
+    let begin = Instant::now();
+    let (process, _stdio) = pending.release().await.unwrap();
+    let took = begin.elapsed();
+    end(bench, &process).await;
+    took
+}
+
+/// A zone from nothing to nothing.
+async fn run(bench: &Bench) -> Duration {
     let (spec, tree) = (spec(&["true"]), bench.tree());
     let begin = Instant::now();
     let pending = bench.zones.create(spec, tree).await.unwrap();
     let (process, _stdio) = pending.release().await.unwrap();
-    let started = begin.elapsed();
+    end(bench, &process).await;
+    begin.elapsed()
+}
+
+async fn end(bench: &Bench, process: &Process) {
     let exit = bench.zones.exited(&process.key).await.unwrap();
     bench.zones.acknowledge_zone(&process.key).await.unwrap();
     assert_eq!(exit.code, 0);
-    (started, begin.elapsed())
 }
 
 /// A bundle as `crun spec` makes it, with a user namespace and without a terminal.
@@ -113,21 +146,33 @@ fn bundle(root: &Path) -> tempfile::TempDir {
     dir
 }
 
-fn crun(bundle: &Path) -> Duration {
-    let mut run = Command::new("crun");
-    run.args(["--cgroup-manager=disabled", "run", "--bundle"])
-        .arg(bundle)
-        .arg(unique("bench"));
-    // Pipes: crun gives the files that it is started with to the container's root, /dev/null too.
-    run.stdin(Stdio::piped());
+fn crun_run(bundle: &Path) -> Duration {
+    let id = unique("bench");
+    timed(crun("run").arg("--bundle").arg(bundle).arg(&id))
+}
+
+fn crun_start(bundle: &Path) -> Duration {
+    let id = unique("bench");
+    timed(crun("create").arg("--bundle").arg(bundle).arg(&id));
+    let took = timed(crun("start").arg(&id));
+    timed(crun("delete").arg("--force").arg(&id));
+    took
+}
+
+fn crun(verb: &str) -> Command {
+    let mut crun = Command::new("crun");
+    crun.args(["--cgroup-manager=disabled", verb]);
+    crun
+}
+
+fn timed(command: &mut Command) -> Duration {
+    // Pipes: crun gives the files that it is started with to the container's root, /dev/null too. A container
+    // that waits for its start has them, so nobody reads them to their end.
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let begin = Instant::now();
-    let output = run.output().unwrap();
+    let status = command.spawn().unwrap().wait().unwrap();
     let took = begin.elapsed();
-    assert!(
-        output.status.success(),
-        "crun: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(status.success(), "{command:?} failed");
     took
 }
 
@@ -135,6 +180,6 @@ fn crun(bundle: &Path) -> Duration {
 fn report(what: &str, times: &mut [Duration]) -> f64 {
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-    println!("{what:28} {:8.2} {:8.2}", at(50), at(99));
+    println!("{what:36} {:8.2} {:8.2}", at(50), at(99));
     at(50)
 }

@@ -49,7 +49,7 @@ pub(crate) struct Compiled {
 /// Ends of the channels to the process that go with its program.
 pub(crate) struct ChildEnds {
     pub(crate) report: OwnedFd,
-    pub(crate) gate: Option<OwnedFd>,
+    pub(crate) gate: OwnedFd,
     pub(crate) stdio: ChildStdio,
 }
 
@@ -171,7 +171,7 @@ pub(crate) fn zone(spec: ZoneSpec, root: OwnedFd, ends: ChildEnds) -> Result<Com
         }
     }
     b.parameters(&spec.sysctls, &spec.read_only_paths)?;
-    let gate = ends.gate.map(|gate| b.fd(gate));
+    let gate = b.fd(ends.gate);
     connect(&mut b, ends.stdio, &spec.process, true);
     b.add(Step::WorkingDir {
         path: text(&*spec.process.cwd)?,
@@ -210,12 +210,13 @@ pub(crate) fn exec(
         | libc::CLONE_NEWCGROUP;
     b.add(Step::JoinNamespaces { pidfd, flags });
     become_root(&mut b);
+    let gate = b.fd(ends.gate);
     connect(&mut b, ends.stdio, process, false);
     b.add(Step::WorkingDir {
         path: text(&*process.cwd)?,
         create: false,
     });
-    finish(b, process, report, None)
+    finish(b, process, report, gate)
 }
 
 /// The process was born with the host's ids, which mean nothing in its user namespace, and with the
@@ -360,12 +361,13 @@ pub(crate) fn connect(b: &mut Builder, stdio: ChildStdio, process: &ProcessSpec,
 
 /// From the zone's root to the image's program. The gate is the last thing before it, so that as little
 /// as can be is left to do when it opens.
-fn finish(mut b: Builder, process: &ProcessSpec, report: Fd, gate: Option<Fd>) -> Result<Compiled, Error> {
+fn finish(mut b: Builder, process: &ProcessSpec, report: Fd, gate: Fd) -> Result<Compiled, Error> {
     let capabilities = process.capabilities;
     // A filter of somebody else's may not let the process read from the gate.
     let foreign = matches!(process.seccomp, Seccomp::Custom(_));
-    let wait = gate.map(Step::Await);
-    b.steps.extend(wait.clone().filter(|_| foreign));
+    if foreign {
+        b.add(Step::Await(gate));
+    }
     let filter = seccomp::filter(&process.seccomp, capabilities)?.map(Step::Seccomp);
     b.add(Step::CapabilityBounds(capabilities.bits()));
     b.add(Step::Groups(process.user.groups.clone()));
@@ -381,7 +383,9 @@ fn finish(mut b: Builder, process: &ProcessSpec, report: Fd, gate: Option<Fd>) -
         b.add(Step::User(process.user.uid));
         b.add(Step::Capabilities(effective(process)));
     }
-    b.steps.extend(wait.filter(|_| !foreign));
+    if !foreign {
+        b.add(Step::Await(gate));
+    }
     let name = process.args.first().cloned().unwrap_or_default();
     b.add(run(&name, process)?);
     Ok(Compiled {

@@ -86,7 +86,7 @@ impl Process {
     }
 }
 
-/// A zone whose first process waits at the gate. Dropping it ends the zone.
+/// A process that waits at the gate: a zone's first, or one that is added. Dropping it ends it.
 pub struct Pending {
     zones: Zones,
     process: Option<Process>,
@@ -143,7 +143,7 @@ impl Zones {
     /// detached mount (`open_tree(2)`, `fsmount(2)`), mapped to the zone's ids.
     pub async fn create(&self, spec: ZoneSpec, root: OwnedFd) -> Result<Pending, Error> {
         let (id, ids) = (spec.id.clone(), spec.ids);
-        let channels = stdio::channels(&spec.process, ids, true)?;
+        let channels = stdio::channels(&spec.process, ids)?;
         let own = spec.devices.iter().map(DeviceRule::from);
         let devices: Vec<DeviceRule> = own.chain(spec.device_rules.iter().copied()).collect();
         let cgroup = self.cgroups.create(&id, &spec.limits, &devices)?;
@@ -173,7 +173,7 @@ impl Zones {
                 zones: self.clone(),
                 process: Some(process),
                 report,
-                gate,
+                gate: Some(gate),
                 stdio: Some(stdio),
                 program: compiled.program,
                 name: compiled.name,
@@ -185,16 +185,16 @@ impl Zones {
         }
     }
 
-    /// Runs another process in the zone whose first process is `zone`. `key` must be unique; `ids` are
-    /// those of the zone.
-    pub async fn exec(
+    /// Clones another process in the zone whose first process is `zone`; it waits at the gate. `key` must
+    /// be unique; `ids` are those of the zone.
+    pub async fn add(
         &self,
         zone: &Process,
         key: &str,
         process: &ProcessSpec,
         ids: IdMap,
-    ) -> Result<(Process, Stdio), StartError> {
-        let channels = stdio::channels(process, ids, false)?;
+    ) -> Result<Pending, Error> {
+        let channels = stdio::channels(process, ids)?;
         let cgroup = self.cgroups.open_zone(&zone.key, zone.pid)?;
         let Channels {
             child,
@@ -213,18 +213,17 @@ impl Zones {
             ids: None,
         };
         let born = self.clone_process(&birth, &compiled, &stdio, &report).await?;
-        // Our copies of its descriptors, among them the report's, whose closing tells of the exec.
-        drop(compiled.fds);
-        let pending = Pending {
+        // Our copies of its descriptors go with `compiled`, among them the report's, whose closing tells of
+        // the exec.
+        Ok(Pending {
             zones: self.clone(),
             process: Some(born),
             report,
-            gate,
+            gate: Some(gate),
             stdio: Some(stdio),
             program: compiled.program,
             name: compiled.name,
-        };
-        pending.release().await
+        })
     }
 
     async fn clone_process(
@@ -555,7 +554,10 @@ impl Drop for Pending {
         let Some(process) = self.process.take() else {
             return;
         };
-        let _ = process.signal(libc::SIGKILL);
+        // At a gate that is closed it ends by itself, and says that it did not come to run.
+        if self.gate.take().is_none() {
+            let _ = process.signal(libc::SIGKILL);
+        }
         let zones = self.zones.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move {

@@ -49,7 +49,7 @@ pub(crate) fn relay() -> io::Result<OwnedFd> {
 pub(crate) struct Channels {
     pub(crate) child: ChildEnds,
     pub(crate) report: OwnedFd,
-    pub(crate) gate: Option<OwnedFd>,
+    pub(crate) gate: OwnedFd,
     pub(crate) stdio: ParentStdio,
 }
 
@@ -61,19 +61,14 @@ pub(crate) enum ParentStdio {
 
 /// Makes the channels of a process. The pipes' files are given to the user, who may want to open
 /// them again through `/dev/stdout`.
-pub(crate) fn channels(process: &ProcessSpec, ids: IdMap, gated: bool) -> Result<Channels, Error> {
+pub(crate) fn channels(process: &ProcessSpec, ids: IdMap) -> Result<Channels, Error> {
     let failed = || Error::io("make the pipes of a process");
     let (report, child_report) = pipe_with(PipeFlags::CLOEXEC)
         .map_err(io::Error::from)
         .map_err(failed())?;
-    let (child_gate, gate) = if gated {
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC)
-            .map_err(io::Error::from)
-            .map_err(failed())?;
-        (Some(read), Some(write))
-    } else {
-        (None, None)
-    };
+    let (child_gate, gate) = pipe_with(PipeFlags::CLOEXEC)
+        .map_err(io::Error::from)
+        .map_err(failed())?;
     let (child, stdio) = if process.terminal.is_some() {
         let (ours, childs) = socket::pair().map_err(failed())?;
         (ChildStdio::Terminal(childs), ParentStdio::Terminal(ours))

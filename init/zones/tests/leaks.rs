@@ -37,8 +37,8 @@ async fn neither_descriptors_nor_processes_nor_cgroups_remain() {
         let id = zone.id.clone();
         let (first, _terminal) = bench.start(zone).await.unwrap();
         let key = unique("exec");
-        let added = bench.zones.exec(&first, &key, &process(&["true"]), IDS).await;
-        let (_, stdio) = added.unwrap();
+        let added = bench.zones.add(&first, &key, &process(&["true"]), IDS).await;
+        let (_, stdio) = added.unwrap().release().await.unwrap();
         read_all(stdio).await;
         bench.zones.exited(&key).await.unwrap();
         bench.zones.acknowledge(&key).await.unwrap();

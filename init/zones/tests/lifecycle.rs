@@ -60,7 +60,10 @@ async fn an_added_process_shares_the_zones_namespaces() {
     let key = unique("exec");
     let (added, stdio) = bench
         .zones
-        .exec(&zone, &key, &process(&["sh", "-c", script]), IDS)
+        .add(&zone, &key, &process(&["sh", "-c", script]), IDS)
+        .await
+        .unwrap()
+        .release()
         .await
         .unwrap();
     let text = read_all(stdio).await;
@@ -249,8 +252,8 @@ async fn an_added_process_fails_with_its_own_reason_and_the_zone_goes_on() {
         let (bench, zone) = (&bench, &zone);
         async move {
             let key = unique("exec");
-            let added = bench.zones.exec(zone, &key, &process(args), IDS).await;
-            added.map(|(_, stdio)| stdio)
+            let added = bench.zones.add(zone, &key, &process(args), IDS).await?;
+            Ok::<_, StartError>(added.release().await?.1)
         }
     };
     let got = exec(&["nothing"]).await;
@@ -289,7 +292,7 @@ async fn a_zone_that_is_given_up_before_its_start_leaves_nothing() {
     let ended = tokio::spawn(async move { exit.exited(&id).await });
     tokio::task::yield_now().await;
     drop(pending);
-    assert_eq!(ended.await.unwrap().unwrap().code, 137);
+    assert_eq!(ended.await.unwrap().unwrap().code, 127);
     while cgroup.exists() {
         tokio::task::yield_now().await;
     }

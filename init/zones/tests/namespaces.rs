@@ -135,7 +135,10 @@ async fn a_zone_of_the_machine_is_in_its_namespaces_and_can_be_entered() {
     let key = format!("{}.added", zone.0.key);
     let (_, stdio) = bench
         .zones
-        .exec(&zone.0, &key, &added, IdMap::HOST)
+        .add(&zone.0, &key, &added, IdMap::HOST)
+        .await
+        .unwrap()
+        .release()
         .await
         .unwrap();
     let text = read_all(stdio).await;

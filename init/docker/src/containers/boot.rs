@@ -126,9 +126,12 @@ async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor)
                 eprintln!("container {}: cannot take it over: {error}", container.id);
             }
         }
+        // One that was added to a zone and whose start nobody asked for, or did not see. It may be asked for
+        // when this one has gone.
+        (None, stdio) if added && !runs => drain(engine.clone(), process, stdio).await,
         // A process that was added to a zone: its client has gone with the predecessor.
         (None, stdio) if added => {
-            if let Err((process, stdio)) = exec::adopt(engine, process, stdio, runs) {
+            if let Err((process, stdio)) = exec::adopt(engine, process, stdio) {
                 // A check of its health, whose result nobody waits for any more.
                 if process.key.contains(&format!(".{}", exec::PROBE)) {
                     let _ = process.signal(ending::SIGKILL);

@@ -7,13 +7,10 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use zones::{Process, Stdio};
 
-use super::{Exec, Phase, Wanted, bury, settle};
+use super::{Exec, Phase, Slot, Wanted, bury};
 use crate::containers::Container;
 use crate::engine::Engine;
 use crate::streams::Streams;
-
-/// Docker's code for one that could not be run.
-const NOT_RUN: i32 = 126;
 
 /// What is noted of one.
 #[derive(Serialize, Deserialize)]
@@ -46,13 +43,12 @@ pub(super) async fn note(engine: &Engine, exec: &Exec, code: Option<i32>) {
         .await;
 }
 
-/// Takes over a process that process 1 has; `runs` is false for one whose program could not be executed.
+/// Takes over a process that process 1 has.
 /// One that nobody can ask for is given back.
 pub(crate) fn adopt(
     engine: &Arc<Engine>,
     process: Process,
     stdio: Option<Stdio>,
-    runs: bool,
 ) -> Result<(), (Process, Option<Stdio>)> {
     let Some((exec, code)) = noted_by_key(engine, &process.key) else {
         return Err((process, stdio));
@@ -67,10 +63,6 @@ pub(crate) fn adopt(
     engine.execs.add(exec.clone());
     let engine = engine.clone();
     tokio::spawn(async move {
-        if !runs {
-            engine.zones.exited(&key).await;
-            return settle(&engine, &exec, NOT_RUN, &key).await;
-        }
         if !exec.wanted.tty {
             // Its client has gone, and with it what there was to say.
             exec.streams.close_input().await;
@@ -124,6 +116,7 @@ fn noted(engine: &Engine, id: &str) -> Option<(Arc<Exec>, Option<i32>)> {
         wanted: noted.wanted,
         own: false,
         phase: Mutex::new(Phase::Created),
+        ready: Slot::default(),
         streams: Streams::default(),
     };
     Some((Arc::new(exec), noted.code))
