@@ -119,7 +119,9 @@ fn has_port(ports: &Value, published: &[Ports], exposed: &[Ports]) -> bool {
     ports.any(|port| is_in(port, "PublicPort", published) || is_in(port, "PrivatePort", exposed))
 }
 
-/// Bytes of each container's own, and with its image. One whose files cannot be read counts nothing.
+/// Bytes of each container's own, and with its image: of the content of its files, as Docker counts. The
+/// quota's count is of something else, as it leaves out what a copied file still shares with the image and
+/// has the file system's own records. One whose files cannot be read counts nothing.
 pub(crate) async fn sizes(store: &Arc<Store>, ids: Vec<String>) -> Result<Vec<(u64, u64)>> {
     let store = store.clone();
     blocking(move || {

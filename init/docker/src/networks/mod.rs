@@ -23,14 +23,12 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde_json::{Value, json};
 use store::Digest;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::containers::{Container, Record};
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, no_content, ok};
 use crate::query::Filters;
-use crate::routes;
+use crate::{routes, until};
 
 pub(crate) use joined::{EndpointSettings, Joined, check_count, find_again, like, settle};
 pub(crate) use seat::{Seat, show};
@@ -292,22 +290,12 @@ async fn remove(engine: &Arc<Engine>, network: Arc<Network>) -> Result<()> {
 async fn prune(engine: &Arc<Engine>, filters: &Filters) -> Result<Response> {
     filters.only(&["label", "label!", "until"])?;
     known(engine).await?;
-    let until = filters
-        .get("until")
-        .first()
-        .map(|text| moment(text))
-        .transpose()?;
+    let until = until::of(filters)?;
     let _turn = engine.networks.turn.lock().await;
     let mut removed = Vec::new();
     for network in engine.networks.made() {
-        let has = |wanted: &str| match wanted.split_once('=') {
-            None => network.labels.contains_key(wanted),
-            Some((key, value)) => network.labels.get(key).is_some_and(|label| label == value),
-        };
-        let created = OffsetDateTime::parse(&network.created, &Rfc3339).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let meant = filters.get("label").iter().all(|wanted| has(wanted))
-            && !filters.get("label!").iter().any(|wanted| has(wanted))
-            && until.is_none_or(|until| created < until);
+        let meant = filters.pruned(|key| network.labels.get(key).map(String::as_str))
+            && until.is_none_or(|until| !until::is_after(&network.created, until));
         if !meant {
             continue;
         }
@@ -327,42 +315,6 @@ async fn prune(engine: &Arc<Engine>, filters: &Filters) -> Result<Response> {
     ok(&json!({"NetworksDeleted": Some(removed).filter(|removed| !removed.is_empty())}))
 }
 
-/// A time as the filter `until` has it: an age such as `10m`, seconds since 1970, or RFC 3339.
-fn moment(text: &str) -> Result<OffsetDateTime> {
-    let wrong = || ApiError::bad_request(format!("invalid filter 'until={text}': it is no time"));
-    if let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) {
-        return Ok(time);
-    }
-    if let Ok(seconds) = text.parse::<i64>() {
-        return OffsetDateTime::from_unix_timestamp(seconds).map_err(|_| wrong());
-    }
-    let mut age = 0_i64;
-    let mut number = String::new();
-    for letter in text.chars() {
-        if letter.is_ascii_digit() {
-            number.push(letter);
-            continue;
-        }
-        let seconds = match letter {
-            'h' => 3600,
-            'm' => 60,
-            's' => 1,
-            _ => return Err(wrong()),
-        };
-        let count: i64 = number.parse().map_err(|_| wrong())?;
-        age = count
-            .checked_mul(seconds)
-            .and_then(|more| age.checked_add(more))
-            .ok_or_else(wrong)?;
-        number.clear();
-    }
-    if !number.is_empty() {
-        return Err(wrong());
-    }
-    let now = OffsetDateTime::now_utc();
-    now.checked_sub(time::Duration::seconds(age)).ok_or_else(wrong)
-}
-
 /// Tells an event of a network, with the container that it is about.
 pub(crate) fn tell(engine: &Engine, action: &str, found: &Found, container: Option<&str>) {
     let mut attributes = BTreeMap::from([
@@ -373,21 +325,4 @@ pub(crate) fn tell(engine: &Engine, action: &str, found: &Found, container: Opti
         attributes.insert("container".to_owned(), container.to_owned());
     }
     engine.events.tell("network", action, &found.id(), attributes);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::moment;
-
-    #[test]
-    fn a_time_is_an_age_a_number_or_a_date() {
-        for text in ["10m", "1h30m", "1700000000", "2024-01-02T03:04:05Z"] {
-            assert!(moment(text).is_ok(), "{text}");
-        }
-        for text in ["", "x"] {
-            let given = moment(text);
-            assert!(given.is_err() || text.is_empty(), "{text}");
-        }
-        assert!(moment("10").is_ok() && moment("10d").is_err());
-    }
 }

@@ -219,12 +219,7 @@ async fn prune(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
         let (mut removed, mut reclaimed) = (Vec::new(), 0);
         for volume in all(&store).await?.0 {
             let label = |key: &str| volume.labels.get(key).map(String::as_str);
-            let meant = (everything || volume.labels.contains_key(ANONYMOUS))
-                && filters.labels(label)
-                && !filters
-                    .get("label!")
-                    .iter()
-                    .any(|wanted| has_label(wanted, label));
+            let meant = (everything || volume.labels.contains_key(ANONYMOUS)) && filters.pruned(label);
             if !meant || used.contains(&volume.name) {
                 continue;
             }
@@ -238,11 +233,4 @@ async fn prune(engine: &Arc<Engine>, req: &Request) -> Result<Response> {
         Ok::<_, ApiError>(json!({"VolumesDeleted": removed, "SpaceReclaimed": reclaimed}))
     });
     ok(&pruning.await??)
-}
-
-fn has_label<'a>(wanted: &str, label: impl Fn(&str) -> Option<&'a str>) -> bool {
-    match wanted.split_once('=') {
-        None => label(wanted).is_some(),
-        Some((key, value)) => label(key) == Some(value),
-    }
 }
