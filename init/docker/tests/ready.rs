@@ -157,6 +157,7 @@ fn a_container_that_shares_something_is_made_ready_at_its_start() {
         for words in [
             &["-v", "data:/data"][..],
             &["-v", "/srv/bound:/data"],
+            &["--tmpfs", "/made/by/a/start"],
             &["--storage-opt", "size=64M"],
         ] {
             let words: Vec<&str> = words.iter().copied().chain(["busybox", "true"]).collect();

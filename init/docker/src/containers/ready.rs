@@ -16,7 +16,6 @@ use zones::{Pending, ZoneSpec};
 use super::config::Wanted;
 use super::container::{Container, Record};
 use super::modes::{self, Resolved};
-use super::mounts::Kind;
 use super::run::LaunchError;
 use super::{devices, mounts, root, spec};
 use crate::engine::Engine;
@@ -125,8 +124,9 @@ pub(super) async fn make_ready(engine: Arc<Engine>, container: Arc<Container>) {
     });
 }
 
-/// Whether nothing that others may change before the start is part of it: neither another container,
-/// nor a network that may be gone by then, a bind, a volume, a device, or a limit that the start goes beyond.
+/// Whether nothing that others may change before the start is part of it: neither another container, nor a
+/// network that may be gone by then, a mount, a device, or a limit that the start goes beyond. A mount would also leave the folder that it is on
+/// in the root of a container that was never started.
 fn depends_on_itself_alone(record: &Record) -> bool {
     let host = &record.host;
     let own = modes::Modes::of(host).is_ok_and(|modes| modes == modes::Modes::default());
@@ -134,10 +134,8 @@ fn depends_on_itself_alone(record: &Record) -> bool {
         && host.devices.as_ref().is_none_or(Vec::is_empty)
         && !host.privileged
         && host.storage_limit().is_ok_and(|limit| limit.is_none())
-        && record
-            .mounts
-            .iter()
-            .all(|point| matches!(point.kind, Kind::Tmpfs { .. }))
+        && record.mounts.is_empty()
+        && host.tmpfs.is_empty()
 }
 
 /// Everything that is done before the gate.
