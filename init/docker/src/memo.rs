@@ -23,12 +23,38 @@ use zones::keeper::Client;
 pub(crate) const KEPT: &str = "memo";
 /// Bytes that may be out of date, whatever is not.
 const SLACK: u64 = 64 << 10;
+/// Bytes of a line beside its key and its value: brackets, quotes, a comma and the end.
+const AROUND: usize = 6;
 
 pub(crate) struct Memo {
-    /// Each with its value as it stands in the memory.
-    now: Mutex<HashMap<String, String>>,
+    now: Mutex<Now>,
     /// None until there is something to note. Held while the memory is written.
     lines: tokio::sync::Mutex<Option<Lines>>,
+}
+
+#[derive(Default)]
+struct Now {
+    /// Each with its value as it stands in the memory.
+    values: HashMap<String, String>,
+    /// Bytes of the lines that say so.
+    weight: u64,
+}
+
+impl Now {
+    fn change(&mut self, key: String, value: Option<String>) {
+        let weight = |key: &str, value: &str| (key.len() + value.len() + AROUND) as u64;
+        if let Some(before) = self.values.remove(&key) {
+            self.weight -= weight(&key, &before);
+        }
+        if let Some(value) = value {
+            self.weight += weight(&key, &value);
+            self.values.insert(key, value);
+        }
+    }
+
+    fn lines(&self) -> String {
+        self.values.iter().map(|(key, value)| line(key, value)).collect()
+    }
 }
 
 struct Lines {
@@ -39,7 +65,7 @@ struct Lines {
 impl Memo {
     /// Takes over what a predecessor has noted.
     pub(crate) fn restore(kept: Option<OwnedFd>) -> Self {
-        let mut now = HashMap::new();
+        let mut now = Now::default();
         let lines = kept.and_then(|memory| {
             let mut file = File::from(memory);
             let mut text = Vec::new();
@@ -51,8 +77,8 @@ impl Memo {
                 .map_or(0, |at| at + 1);
             for line in text.get(..whole)?.split(|byte| *byte == b'\n') {
                 match serde_json::from_slice::<(String, Value)>(line) {
-                    Ok((key, Value::Null)) => drop(now.remove(&key)),
-                    Ok((key, value)) => drop(now.insert(key, value.to_string())),
+                    Ok((key, Value::Null)) => now.change(key, None),
+                    Ok((key, value)) => now.change(key, Some(value.to_string())),
                     Err(_) => {}
                 }
             }
@@ -65,19 +91,19 @@ impl Memo {
         }
     }
 
-    fn now(&self) -> MutexGuard<'_, HashMap<String, String>> {
+    fn now(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is noted under a key, if it is of this kind.
     pub(crate) fn get<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        serde_json::from_str(self.now().get(key)?).ok()
+        serde_json::from_str(self.now().values.get(key)?).ok()
     }
 
     /// The keys that begin so.
     pub(crate) fn keys(&self, beginning: &str) -> Vec<String> {
         let now = self.now();
-        let keys = now.keys().filter(|key| key.starts_with(beginning));
+        let keys = now.values.keys().filter(|key| key.starts_with(beginning));
         keys.cloned().collect()
     }
 
@@ -89,7 +115,7 @@ impl Memo {
     }
 
     pub(crate) async fn remove(&self, keeper: &Client, key: &str) {
-        if self.now().contains_key(key) {
+        if self.now().values.contains_key(key) {
             self.note(keeper, key, None).await;
         }
     }
@@ -100,21 +126,9 @@ impl Memo {
         let line = line(key, value.as_deref().unwrap_or("null"));
         let all = {
             let mut now = self.now();
-            match value {
-                Some(value) => drop(now.insert(key.to_owned(), value)),
-                None => drop(now.remove(key)),
-            }
-            let current: usize = now.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
-            let full = |lines: &Lines| lines.length > SLACK + 2 * current as u64;
-            if lines.as_ref().is_none_or(full) {
-                Some(
-                    now.iter()
-                        .map(|(key, value)| self::line(key, value))
-                        .collect::<String>(),
-                )
-            } else {
-                None
-            }
+            now.change(key.to_owned(), value);
+            let full = |lines: &Lines| lines.length > SLACK + 2 * now.weight;
+            lines.as_ref().is_none_or(full).then(|| now.lines())
         };
         let noted = match (all, lines.as_mut()) {
             (None, Some(lines)) => lines.append(&line),
@@ -176,6 +190,10 @@ mod tests {
         assert_eq!(memo.get::<u32>("gone"), None);
         assert_eq!(memo.get::<u32>("b\""), None, "another kind");
         assert_eq!(memo.keys("a"), ["a"]);
+        assert_eq!(memo.now().weight as usize, "[\"a\",3]\n[\"b.\",[2]]\n".len());
+        memo.now().change("a".to_owned(), None);
+        memo.now().change("b\"".to_owned(), Some("5".to_owned()));
+        assert_eq!(memo.now().weight as usize, "[\"b.\",5]\n".len());
         let length = memo.lines.try_lock().unwrap().as_ref().unwrap().length;
         assert_eq!(length as usize, text.concat().len() - "[\"a\",5".len());
     }
