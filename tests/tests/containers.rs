@@ -402,7 +402,7 @@ fn what_is_not_supported_is_refused_by_name_and_never_ignored() {
 
 #[test]
 fn what_is_not_there_answers_with_a_sentence() {
-    for line in ["swarm init", "search x", "network create mine"] {
+    for line in ["swarm init", "search x", "network create -d overlay mine"] {
         let refusal = docker().fails(line);
         assert!(refusal.trim().len() > 30, "`docker {line}` says: {refusal}");
     }
