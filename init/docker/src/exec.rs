@@ -312,6 +312,7 @@ async fn serve(
         stdout: exec.wanted.attach_stdout,
         stderr: exec.wanted.attach_stderr,
         terminal: exec.wanted.tty,
+        raw: false,
         close_stdin: true,
         detach_keys: keys(&exec.wanted).unwrap_or_default(),
     };

@@ -13,7 +13,10 @@ use futures_util::TryStreamExt;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyDataStream, BodyExt, Full, Limited};
 use hyper::body::{Body as HttpBody, Frame};
-use hyper::header::{CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use hyper::header::{
+    CONNECTION, CONTENT_TYPE, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
 use hyper::http::request::Parts;
 use hyper::{HeaderMap, Method, StatusCode};
 use serde::Serialize;
@@ -23,7 +26,7 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use crate::query::Query;
-use crate::upgraded;
+use crate::{upgraded, websocket};
 
 /// Longest JSON document that a client may send.
 const MAX_JSON: usize = 4 << 20;
@@ -248,6 +251,33 @@ impl Request {
     }
 }
 
+impl Request {
+    /// As [`hijack`](Self::hijack), to a stream over WebSocket frames.
+    ///
+    /// # Errors
+    /// 400 for a request that is no handshake (RFC 6455, 4.2.1).
+    pub(crate) fn hijack_websocket(self) -> Result<(Response, Hijack)> {
+        let header = |name| self.parts.headers.get(name).map(HeaderValue::as_bytes);
+        let asked = header(UPGRADE).is_some_and(|to| to.eq_ignore_ascii_case(b"websocket"));
+        let (true, Some(b"13"), Some(key)) =
+            (asked, header(SEC_WEBSOCKET_VERSION), header(SEC_WEBSOCKET_KEY))
+        else {
+            return Err(ApiError::bad_request(
+                "This is no handshake of WebSocket's version 13 (RFC 6455).",
+            ));
+        };
+        let accept = HeaderValue::try_from(websocket::accept(key))
+            .map_err(|error| ApiError::internal(format!("Cannot write a header: {error}.")))?;
+        let mut response = empty(StatusCode::SWITCHING_PROTOCOLS);
+        let headers = response.headers_mut();
+        headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+        headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+        let coming = hyper::upgrade::on(hyper::Request::from_parts(self.parts, ()));
+        Ok((response, Hijack::WebSocket(coming)))
+    }
+}
+
 pub(crate) type Input = Box<dyn AsyncRead + Send + Unpin>;
 pub(crate) type Output = Box<dyn AsyncWrite + Send + Unpin>;
 /// Ends when the client has gone, if that can be told.
@@ -256,6 +286,7 @@ pub(crate) type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
 /// A connection that becomes a raw stream when the response's head has been sent.
 pub enum Hijack {
     Upgrade(hyper::upgrade::OnUpgrade),
+    WebSocket(hyper::upgrade::OnUpgrade),
     Streams(Body, BodySender),
 }
 
@@ -265,6 +296,10 @@ impl Hijack {
     pub(crate) async fn streams(self) -> io::Result<(Input, Output, Gone)> {
         match self {
             Self::Upgrade(coming) => Ok(upgraded::split(coming.await.map_err(io::Error::other)?)),
+            Self::WebSocket(coming) => {
+                let raw = upgraded::split(coming.await.map_err(io::Error::other)?);
+                Ok(websocket::over(raw))
+            }
             Self::Streams(body, sender) => {
                 let input =
                     StreamReader::new(BodyDataStream::new(body).map_err(io::Error::other).into_stream());

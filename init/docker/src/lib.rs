@@ -32,6 +32,7 @@ mod upgraded;
 mod usage;
 mod users;
 mod volumes;
+mod websocket;
 
 pub use containers::spec::seccomp_profile;
 pub use engine::{Engine, EngineConfig, Power};

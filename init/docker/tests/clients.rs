@@ -397,3 +397,78 @@ fn what_is_not_there_answers_with_a_sentence() {
         assert!(text.contains("Maximum supported API version is 1.51"), "{text}");
     });
 }
+
+/// A frame as a client sends it: final, masked, and short.
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mask = [7, 8, 9, 10];
+    let masked = payload
+        .iter()
+        .zip(mask.iter().cycle())
+        .map(|(byte, key)| byte ^ key);
+    let head = [0x80 | kind, 0x80 | payload.len() as u8];
+    head.into_iter().chain(mask).chain(masked).collect()
+}
+
+#[test]
+fn a_browser_attaches_by_a_websocket() {
+    use std::io::{Read, Write};
+    with_machine(|machine| {
+        machine.out(&["run", "-d", "-i", "--name", "echo", "busybox", "cat"]);
+        let (status, answer) = machine.ask_at(
+            "GET",
+            "containers/echo/attach/ws?stream=1",
+            &serde_json::Value::Null,
+        );
+        assert!(
+            status == 400 && answer[0]["message"].to_string().contains("WebSocket"),
+            "{answer:?}"
+        );
+        let mut client = std::process::Command::new("timeout")
+            .args([
+                "60",
+                "openssl",
+                "s_client",
+                "-quiet",
+                "-verify_quiet",
+                "-cert",
+                "cert.pem",
+                "-key",
+                "key.pem",
+                "-connect",
+            ])
+            .arg(format!("127.0.0.1:{}", machine.port))
+            .current_dir(&machine.dir)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let (mut input, mut output) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
+        let head = "GET /v1.43/containers/echo/attach/ws?stream=1&stdin=1&stdout=1 HTTP/1.1\r\nHost: node\r\n\
+            Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+            Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        input.write_all(head.as_bytes()).unwrap();
+        let mut heard = Vec::new();
+        let mut until = |wanted: &[u8]| {
+            let mut byte = [0];
+            while !heard.ends_with(wanted) {
+                output.read_exact(&mut byte).unwrap();
+                heard.push(byte[0]);
+            }
+            String::from_utf8_lossy(&heard).into_owned()
+        };
+        let answer = until(b"\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+        assert!(answer.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{answer}");
+        input.write_all(&frame(1, b"hello\n")).unwrap();
+        until(b"\x82\x06hello\n");
+        // The process's end is the connection's.
+        machine.out(&["kill", "echo"]);
+        until(b"\x88\x02\x03\xe8");
+        // This one may have gone by itself.
+        let _ = input.write_all(&frame(8, b""));
+        drop(input);
+        client.wait().unwrap();
+        machine.out(&["rm", "echo"]);
+    });
+}

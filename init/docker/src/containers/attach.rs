@@ -1,4 +1,4 @@
-//! `POST /containers/{id}/attach`.
+//! `POST /containers/{id}/attach`, and `GET /containers/{id}/attach/ws`, by which browsers can do it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::streams::{self, Attachment, Follower, Listener, Source, Span, parse_d
 
 /// Hears the container from here on, also before its start: the listener is in place when the client
 /// has the answer.
-pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Response> {
+pub(crate) async fn attach(engine: &Arc<Engine>, req: Request, websocket: bool) -> Result<Response> {
     let container = engine.containers().await?.find(&req.name)?;
     let config = container.record().config;
     let query = &req.query;
@@ -30,11 +30,14 @@ pub(crate) async fn attach(engine: &Arc<Engine>, req: Request) -> Result<Respons
         stdout,
         stderr,
         terminal: config.tty,
+        raw: websocket,
         close_stdin: config.stdin_once,
         detach_keys,
     };
     let source = source(engine, &container, span).await?;
-    let (response, hijack) = {
+    let (response, hijack) = if websocket {
+        req.hijack_websocket()?
+    } else {
         let kind = content_type(req.version, config.tty);
         req.hijack(kind)
     };

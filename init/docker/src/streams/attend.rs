@@ -26,6 +26,8 @@ pub(crate) struct Attachment {
     pub(crate) stderr: bool,
     /// Raw bytes instead of frames, and keys that detach.
     pub(crate) terminal: bool,
+    /// Raw bytes in any case.
+    pub(crate) raw: bool,
     /// The end of the client's input is the end of the process's.
     pub(crate) close_stdin: bool,
     pub(crate) detach_keys: Vec<u8>,
@@ -135,7 +137,7 @@ impl Attachment {
         if !asked {
             return Ok(());
         }
-        if self.terminal {
+        if self.terminal || self.raw {
             return output.write_all(bytes).await;
         }
         output.write_all(&frame(stream, bytes)).await

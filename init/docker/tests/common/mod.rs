@@ -114,7 +114,7 @@ pub(crate) fn with_machine(test: impl Fn(&Machine) + Sync) {
 /// Runs each of `tests` with a supervisor of its own; all of them are one machine's.
 pub(crate) fn with_supervisors(tests: &[&(dyn Fn(&Machine) + Sync)]) {
     // Before the namespace, which has no way to a mirror.
-    tools::need(&["busybox-static", "bsdutils", "curl"]);
+    tools::need(&["busybox-static", "bsdutils", "curl", "openssl"]);
     let program = docker_program();
     let namespace = new_namespace().expect("a network namespace; these tests must run as root");
     run_in(namespace.as_fd(), || {
