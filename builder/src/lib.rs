@@ -9,6 +9,7 @@
 pub mod client;
 pub mod command;
 mod debian;
+pub mod demo;
 pub mod host;
 pub mod image;
 mod init_binary;

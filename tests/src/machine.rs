@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use handover::Protocol;
 use monobloc::qemu::{self, Acceleration, Forward, Qemu};
-use serde_json::json;
 use tempfile::TempDir;
 
 use crate::api;
@@ -347,24 +346,14 @@ impl Machine {
     /// Pulls out a disk of [`Boot::another_disk`] or [`Machine::plug`].
     #[track_caller]
     pub fn unplug(&self, serial: &str) {
-        self.monitor("device_del", &json!({"id": format!("disk-{serial}")}));
+        let done = qemu::disks::unplug(&self.folder.path().join("qmp"), serial);
+        done.unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Plugs a disk in while the machine runs, which was started with [`Boot::another_disk`].
     #[track_caller]
     pub fn plug(&self, serial: &str, disk: &Disk) {
-        let file = json!({"driver": "file", "filename": disk.path()});
-        let node = format!("node-{serial}");
-        let drive = json!({"node-name": node, "driver": "raw", "file": file});
-        self.monitor("blockdev-add", &drive);
-        let device = json!({"driver": "scsi-hd", "id": format!("disk-{serial}"), "drive": node,
-            "serial": serial, "bus": format!("{}.0", qemu::CONTROLLER)});
-        self.monitor("device_add", &device);
-    }
-
-    #[track_caller]
-    fn monitor(&self, command: &str, arguments: &serde_json::Value) {
-        let done = qemu::qmp::execute_with(&self.folder.path().join("qmp"), command, arguments);
+        let done = qemu::disks::plug(&self.folder.path().join("qmp"), serial, disk.path());
         done.unwrap_or_else(|error| panic!("{error}"));
     }
 

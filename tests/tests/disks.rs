@@ -9,13 +9,12 @@ use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
 use monobloc::client::{Api, ApiError, Order};
+use monobloc::demo::disk::overwrite;
 use serde_json::Value;
 use tests::{Boot, Disk, Machine};
 
 const LONG: Duration = Duration::from_secs(180);
 const MIB: u64 = 1 << 20;
-/// Where btrfs puts nothing: before it lie only the superblock and what is reserved.
-const DATA_BEGINS: u64 = MIB;
 
 fn api(machine: &Machine) -> Api {
     Api::new(machine.endpoint().port, &machine.endpoint().certificates).unwrap()
@@ -84,20 +83,6 @@ fn console(machine: &Machine, mark: usize, text: &str) {
     said.unwrap_or_else(|error| panic!("{error}"));
 }
 
-/// Overwrites a disk from outside, all but what it is known by.
-fn overwrite(disk: &Disk, size: u64) {
-    let image = File::options().write(true).open(disk.path()).unwrap();
-    let mut state = 1_u64;
-    let mut noise = vec![0_u8; MIB as usize];
-    for at in (DATA_BEGINS..size).step_by(MIB as usize) {
-        for word in noise.chunks_mut(8) {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-            word.copy_from_slice(&state.to_le_bytes());
-        }
-        image.write_all_at(&noise, at).unwrap();
-    }
-}
-
 #[test]
 fn a_disk_can_be_overwritten_pulled_out_and_replaced_under_a_running_container() {
     let size = 1024 * MIB;
@@ -122,7 +107,7 @@ fn a_disk_can_be_overwritten_pulled_out_and_replaced_under_a_running_container()
     assert!(docker.ok(check).ends_with("all whole"));
 
     // Garbage from outside, on one disk, while all runs.
-    overwrite(&second, size);
+    overwrite(second.path(), size).unwrap();
     let phases = change(&machine, order("scrub", &[]));
     assert!(!phases.is_empty(), "a scrub tells how far it is");
     let told = pool(&machine);

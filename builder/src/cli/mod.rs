@@ -5,6 +5,7 @@
 
 mod build;
 mod console;
+mod demo;
 mod doctor;
 mod down;
 mod inspect;
@@ -55,6 +56,7 @@ enum Command {
     Snapshot(snapshot::Snapshot),
     Send(send::Send),
     Receive(send::Receive),
+    Demo(demo::Demo),
 }
 
 /// Build a recipe, boot it in QEMU, and run a first container
@@ -203,6 +205,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Pool(arguments) => pool::pool(&arguments),
         Command::Send(arguments) => send::send(&arguments),
         Command::Receive(arguments) => send::receive(&arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Snapshot(arguments) => snapshot::snapshot(&arguments),
     };
     match done {

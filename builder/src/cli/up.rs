@@ -54,6 +54,7 @@ pub(super) fn run(arguments: &Up) -> anyhow::Result<()> {
         site: &site,
         acceleration,
         efi: arguments.efi,
+        more_disks: &[],
     };
     let up = bring_up(machine, start, progress.as_ref())?;
     let greeting = match &up.verdict {
@@ -134,7 +135,7 @@ fn find_running(machine: Machine, process: &Process, progress: &dyn Progress) ->
     })
 }
 
-fn judge(image: &BuiltImage, progress: &dyn Progress) -> anyhow::Result<Verdict> {
+pub(super) fn judge(image: &BuiltImage, progress: &dyn Progress) -> anyhow::Result<Verdict> {
     let mut step = None;
     let verdict = acceleration::verdict(&image.vmlinuz, &dirs::cache()?, &mut || {
         step = Some(progress.step("try this machine's KVM"));

@@ -224,7 +224,7 @@ fn message(body: &[u8]) -> String {
 }
 
 /// Runs one call to its end on this thread.
-fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -28,7 +28,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::client::Api;
-use crate::qemu::{Acceleration, Forward, qmp};
+use crate::qemu::{Acceleration, Forward, disks, qmp};
 
 pub use start::{Start, Started};
 pub use wait::NotReady;
@@ -276,6 +276,22 @@ impl Machine {
         Ok(down)
     }
 
+    /// Pulls out a disk that it was started with beside the recipe's.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn unplug(&self, serial: &str) -> anyhow::Result<()> {
+        Ok(disks::unplug(&self.qmp(), serial)?)
+    }
+
+    /// Plugs a disk in, while it runs; it was started with others.
+    ///
+    /// # Errors
+    /// QEMU refuses.
+    pub fn plug(&self, serial: &str, image: &Path) -> anyhow::Result<()> {
+        Ok(disks::plug(&self.qmp(), serial, image)?)
+    }
+
     fn pull_plug(&self, process: &Process) -> anyhow::Result<Down> {
         if !process.is_alive() {
             return Ok(Down::PoweredOff);
@@ -316,7 +332,7 @@ impl Machine {
 }
 
 impl Process {
-    fn try_clone(&self) -> io::Result<Self> {
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
         Ok(Self {
             pid: self.pid,
             fd: self.fd.try_clone()?,

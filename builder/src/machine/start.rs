@@ -38,6 +38,8 @@ pub struct Start<'a> {
     pub acceleration: Acceleration,
     /// Whether UEFI firmware starts the `.efi` file, instead of the kernel at once.
     pub efi: bool,
+    /// Disks beside the recipe's, with their serial numbers, which can be pulled out while it runs.
+    pub more_disks: &'a [(String, PathBuf)],
 }
 
 /// A machine that was just started.
@@ -133,7 +135,7 @@ impl Machine {
             memory: record.memory,
             cpus: record.cpus,
             disk,
-            more_disks: Vec::new(),
+            more_disks: start.more_disks.to_vec(),
             forwards: Some([&[api], record.forwards.as_slice()].concat()),
             bundle: Some(self.bundle()),
             log: self.log(),

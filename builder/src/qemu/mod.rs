@@ -2,6 +2,7 @@
 //! socket and in a file, the node bundle as a fw_cfg file.
 
 pub mod acceleration;
+pub mod disks;
 pub mod qmp;
 
 use std::ffi::{OsStr, OsString};
@@ -163,7 +164,10 @@ impl Qemu {
             );
             line.add(
                 "-device",
-                format!("scsi-hd,id=disk-{serial},bus={CONTROLLER}.0,drive={serial},serial={serial}"),
+                format!(
+                    "scsi-hd,id={},bus={CONTROLLER}.0,drive={serial},serial={serial}",
+                    disks::id(serial)
+                ),
             );
         }
         if let Some(bundle) = &self.bundle {
