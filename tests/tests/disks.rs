@@ -83,6 +83,16 @@ fn console(machine: &Machine, mark: usize, text: &str) {
     said.unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// How long the pool took to be opened.
+#[track_caller]
+fn opening(machine: &Machine) -> Duration {
+    let said = machine.console().wait_after(0, "monobloc: pool (", LONG);
+    let said = said.unwrap_or_else(|error| panic!("{error}"));
+    let (_, time) = said.rsplit_once("monobloc: pool (").unwrap_or_default();
+    let millis = time.split_once(" ms").and_then(|(number, _)| number.parse().ok());
+    Duration::from_millis(millis.unwrap_or_else(|| panic!("no time in {said:?}")))
+}
+
 #[test]
 fn a_disk_can_be_overwritten_pulled_out_and_replaced_under_a_running_container() {
     let size = 1024 * MIB;
@@ -155,6 +165,11 @@ fn a_disk_can_be_overwritten_pulled_out_and_replaced_under_a_running_container()
     // The new disk alone brings it all back.
     let machine = Boot::quickstart().disk(&third).start();
     console(&machine, 0, "WARNING: The pool's disk");
+    let waited = opening(&machine);
+    assert!(
+        waited < Duration::from_secs(8),
+        "it waited {waited:?} for a disk that does not come"
+    );
     let docker = machine.docker();
     docker.ok("start keeper");
     let told = pool(&machine);

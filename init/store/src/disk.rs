@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, netlink, socket_with};
 
 use crate::error::{During, Result};
 use crate::mkfs;
@@ -231,22 +231,43 @@ fn look(file: &File, size: u64) -> io::Result<Content> {
     Ok(Content::Blank)
 }
 
-/// Takes notice of disks that come or go after it was made.
+/// Takes notice of devices that come or go after it was made (`kobject_uevent` over netlink(7)). The
+/// kernel tells of a disk when all that it shows of it is there, which a new name in `/dev` does not mean.
 #[derive(Debug)]
 pub struct Changes(OwnedFd);
 
 impl Changes {
     pub fn watch() -> Result<Changes> {
-        let what = "watch /dev for disks";
-        let watch = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).during(what)?;
-        inotify::add_watch(&watch, "/dev", WatchFlags::CREATE | WatchFlags::DELETE).during(what)?;
-        Ok(Changes(watch))
+        /// The kernel's own group; the other one is of udev, which is not here.
+        const KERNEL: u32 = 1;
+        let what = "listen for devices";
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let kind = SocketType::DGRAM;
+        let protocol = Some(netlink::KOBJECT_UEVENT);
+        let socket = socket_with(AddressFamily::NETLINK, kind, flags, protocol).during(what)?;
+        bind(&socket, &netlink::SocketAddrNetlink::new(0, KERNEL)).during(what)?;
+        Ok(Changes(socket))
     }
 
-    /// Waits until something in `/dev` has come or gone; false when that was not so before the
-    /// deadline, if there is one.
+    /// Waits until a disk, or a part of one, has come, gone or changed; false when that was not so before
+    /// the deadline, if there is one.
     pub fn wait(&self, deadline: Option<Instant>) -> Result<bool> {
-        let what = "wait for disks";
+        loop {
+            match self.next(deadline)? {
+                Some(false) => {}
+                found => return Ok(found.is_some()),
+            }
+        }
+    }
+
+    /// The same of devices of any kind: while the kernel finds controllers, hubs and ports, disks may come.
+    pub(crate) fn wait_for_any(&self, deadline: Instant) -> Result<bool> {
+        Ok(self.next(Some(deadline))?.is_some())
+    }
+
+    /// Whether there was a disk among what has changed; none where nothing has before the deadline.
+    fn next(&self, deadline: Option<Instant>) -> Result<Option<bool>> {
+        let what = "wait for devices";
         let limit = match deadline {
             None => None,
             Some(deadline) => {
@@ -255,14 +276,31 @@ impl Changes {
             }
         };
         let mut asked = [PollFd::new(&self.0, PollFlags::IN)];
-        let events = match poll(&mut asked, limit.as_ref()) {
-            Err(rustix::io::Errno::INTR) => return Ok(true),
-            other => other.during(what)?,
-        };
+        match poll(&mut asked, limit.as_ref()) {
+            Err(rustix::io::Errno::INTR) => return Ok(Some(true)),
+            Ok(0) => return Ok(None),
+            other => drop(other.during(what)?),
+        }
+        let mut disks = false;
         let mut buffer = [0; 4096];
-        while rustix::io::read(&self.0, &mut buffer).is_ok_and(|read| read > 0) {}
-        Ok(events > 0)
+        loop {
+            match rustix::io::read(&self.0, &mut buffer) {
+                Ok(length) => disks |= is_of_disk(buffer.get(..length).unwrap_or_default()),
+                Err(rustix::io::Errno::AGAIN) => return Ok(Some(disks)),
+                Err(rustix::io::Errno::INTR) => {}
+                // There was more than the kernel keeps.
+                Err(rustix::io::Errno::NOBUFS) => disks = true,
+                Err(reason) => return Err(crate::Error::io(what, reason)),
+            }
+        }
     }
+}
+
+/// Whether a message of the kernel, which is of words that end with a null, tells of a disk or a partition.
+fn is_of_disk(message: &[u8]) -> bool {
+    message
+        .split(|byte| *byte == 0)
+        .any(|word| word == b"SUBSYSTEM=block")
 }
 
 /// Makes a disk blank where labels and tables lie, so that nothing of what it bore is found again.

@@ -27,6 +27,10 @@ const MEMORY_DIR: &str = "/run/monobloc/memory";
 const MOUNTS: &str = "/proc/self/mountinfo";
 /// How long a disk of a pool may take to be found once others of it are there.
 const SLOW_DISKS: Duration = Duration::from_secs(10);
+/// A kernel that has found no device of any kind for so long has found all of them, as far as one can tell:
+/// a pool that can do without the disk that it lacks does not wait for it any longer. Drivers look for
+/// their devices while they are loaded, which has been waited for.
+const AT_REST: Duration = Duration::from_millis(1500);
 const MEMORY_FILE: &str = "pool";
 
 /// A mounted pool; it stays mounted when this is dropped.
@@ -159,19 +163,31 @@ impl Pool {
         }
         let mut notes = Vec::new();
         if !policy.memory_only {
-            let disks = complete_list(SLOW_DISKS)?;
             let mut joining: Vec<Disk> = Vec::new();
-            let found = claim(&disks, policy.claim_blank, &mut notes, &mut |disks, format| {
-                let Some((first, others)) = disks.split_first() else {
-                    return Err(Error::Refused("There is no disk.".to_owned()));
-                };
-                if format {
-                    Pool::format(&first.path, LABEL)?;
-                    joining = others.iter().map(|disk| (*disk).clone()).collect();
-                    return Pool::mount(&first.path, at);
+            let mut patience = Patience {
+                quiet: AT_REST,
+                limit: SLOW_DISKS,
+            };
+            let found = loop {
+                let (disks, whole) = complete_list(patience)?;
+                notes.clear();
+                let found = claim(&disks, policy.claim_blank, &mut notes, &mut |disks, format| {
+                    let Some((first, others)) = disks.split_first() else {
+                        return Err(Error::Refused("There is no disk.".to_owned()));
+                    };
+                    if format {
+                        Pool::format(&first.path, LABEL)?;
+                        joining = others.iter().map(|disk| (*disk).clone()).collect();
+                        return Pool::mount(&first.path, at);
+                    }
+                    Pool::mount_members(disks, at)
+                });
+                if found.is_some() || whole || patience.quiet == SLOW_DISKS {
+                    break found;
                 }
-                Pool::mount_members(disks, at)
-            });
+                // It cannot do without the one that it lacks.
+                patience.quiet = SLOW_DISKS;
+            };
             if let Some((pool, _)) = &found
                 && let Err(reason) = pool.take_in(&joining)
             {
@@ -253,10 +269,21 @@ fn btrfs_source<'a>(line: &'a str, at: &Path) -> Option<&'a str> {
     fields.next().filter(|_| here && btrfs)
 }
 
-/// All disks, waited for until every pool that has one here has all of its own.
-fn complete_list(limit: Duration) -> Result<Vec<Disk>> {
-    let deadline = Instant::now() + limit;
-    let changes = disk::Changes::watch()?;
+/// How long disks that a pool lacks are waited for.
+#[derive(Debug, Clone, Copy)]
+struct Patience {
+    /// Since the last device was found.
+    quiet: Duration,
+    /// In all.
+    limit: Duration,
+}
+
+/// All disks, waited for until every pool that has one here has all of its own, or patience is at its end;
+/// and whether they have.
+fn complete_list(patience: Patience) -> Result<(Vec<Disk>, bool)> {
+    let began = Instant::now();
+    let deadline = began + patience.limit;
+    let (changes, mut last) = (disk::Changes::watch()?, began);
     loop {
         let disks = disk::list()?;
         let whole = groups(&disks).iter().all(|group| {
@@ -266,8 +293,16 @@ fn complete_list(limit: Duration) -> Result<Vec<Disk>> {
                 .unwrap_or(0);
             group.len() as u64 >= expected
         });
-        if whole || !changes.wait(Some(deadline))? {
-            return Ok(disks);
+        let names = disk::names()?;
+        loop {
+            if whole || !changes.wait_for_any(deadline.min(last + patience.quiet))? {
+                return Ok((disks, whole));
+            }
+            last = Instant::now();
+            // Not everything that is found is a disk.
+            if disk::names()? != names {
+                break;
+            }
         }
     }
 }

@@ -103,3 +103,19 @@ fn disks_are_read_from_sysfs_with_their_users() {
         ]
     );
 }
+
+#[test]
+fn what_becomes_of_a_disk_is_heard_of() {
+    let changes = Changes::watch().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(SIZE).unwrap();
+    let _device = sys::loopdev::LoopDevice::attach(&file).unwrap();
+    let deadline = Instant::now() + std::time::Duration::from_secs(60);
+    assert!(changes.wait(Some(deadline)).unwrap());
+    assert!(is_of_disk(
+        b"add@/devices/x\0ACTION=add\0SUBSYSTEM=block\0DEVTYPE=disk\0"
+    ));
+    assert!(!is_of_disk(
+        b"add@/devices/x\0ACTION=add\0SUBSYSTEM=net\0INTERFACE=SUBSYSTEM=block\0"
+    ));
+}
