@@ -86,7 +86,7 @@ fn console(machine: &Machine, mark: usize, text: &str) {
 /// How long the pool took to be opened.
 #[track_caller]
 fn opening(machine: &Machine) -> Duration {
-    let said = machine.console().wait_after(0, "monobloc: pool (", LONG);
+    let said = machine.console().wait_for("monobloc: pool (", LONG);
     let said = said.unwrap_or_else(|error| panic!("{error}"));
     let (_, time) = said.rsplit_once("monobloc: pool (").unwrap_or_default();
     let millis = time.split_once(" ms").and_then(|(number, _)| number.parse().ok());
