@@ -5,6 +5,7 @@ mod files;
 mod images;
 mod layers;
 mod members;
+mod memory;
 mod quotas;
 mod roots;
 mod snapshots;
