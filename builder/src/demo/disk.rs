@@ -120,7 +120,9 @@ impl Stage<'_> {
             promise == "survives the loss of one disk",
             "The machine's pool {promise}"
         );
-        show.seen(format!("It is up. The machine says of its disks: it {promise}."));
+        show.seen(format!(
+            "It is up. The machine says of what it stores on: it {promise}."
+        ));
 
         show.scene(
             "A program writes files, and takes the fingerprint of each",
