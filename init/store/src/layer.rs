@@ -3,10 +3,11 @@
 use std::io::{BufReader, Read};
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{AtFlags, Mode, OFlags, openat, renameat, unlinkat};
+use rustix::fs::{AtFlags, Mode, OFlags, fstat, futimens, openat, renameat, unlinkat};
 use serde::{Deserialize, Serialize};
 use sys::btrfs;
 
+use crate::copy;
 use crate::digest::{ChainId, Digest, DigestReader};
 use crate::error::{During, Error, Result};
 use crate::extract::{Extractor, Placing};
@@ -103,8 +104,11 @@ impl Store {
                 found: diff_id,
             });
         }
+        // The mark is no part of the image, and its going is no change of it.
+        let about = fstat(&root).during(what)?;
         match unlinkat(&root, mkfs::INODE_MARK, AtFlags::empty()) {
-            Ok(()) | Err(rustix::io::Errno::NOENT) => {}
+            Ok(()) => futimens(&root, &copy::times(&about)).during(what)?,
+            Err(rustix::io::Errno::NOENT) => {}
             Err(reason) => return Err(Error::io(what, reason)),
         }
         let layer = Layer {

@@ -181,6 +181,7 @@ impl<R: Read> Tarball<R> {
                 .and_then(|seconds| i64::try_from(seconds).ok())
                 .unwrap_or(0)
         };
+        let header_mtime = || before_1970(&old.mtime).unwrap_or_else(header_mtime);
         Ok(Entry {
             kind,
             link,
@@ -335,6 +336,13 @@ fn decimal_time(text: &str) -> Option<(i64, u32)> {
         (true, 1..) => Some((seconds.checked_sub(1)?, 1_000_000_000 - nanoseconds)),
         _ => Some((seconds, nanoseconds)),
     }
+}
+
+/// A negative number of GNU tar: two's complement, the most significant byte first, and all of that one set.
+fn before_1970(field: &[u8; 12]) -> Option<i64> {
+    const NEGATIVE: u8 = 0xff;
+    let number = field.last_chunk().map(|number| i64::from_be_bytes(*number));
+    number.filter(|_| field.first() == Some(&NEGATIVE))
 }
 
 #[cfg(test)]

@@ -355,3 +355,52 @@ fn an_empty_base_layer_keeps_the_inode_numbers_high() {
     let file = tree(&store, image.layers.last().unwrap()).join("a");
     assert!(fs::metadata(file).unwrap().ino() > LAYER_INODES);
 }
+
+/// A tree as GNU tar writes it, in one of its forms.
+fn tarred(tree: &std::path::Path, form: &[&str]) -> Vec<u8> {
+    let tar = crate::testing::output(
+        std::process::Command::new("tar")
+            .args(form)
+            .args(["--sort=name", "--numeric-owner", "-C"])
+            .arg(tree)
+            .args(["-c", "."]),
+    );
+    assert!(tar.stdout.len() > 10_000, "{tar:?}");
+    tar.stdout
+}
+
+#[test]
+fn a_layer_is_what_tar_has_written_in_each_of_its_forms() {
+    let pool = TestPool::new(POOL);
+    let store = pool.store();
+    let source = tempfile::tempdir_in(pool.path()).unwrap();
+    super::transfers::fill(source.path());
+    // Layers have no folders of overlayfs and no sparse files.
+    rustix::fs::removexattr(source.path().join("deep"), "trusted.overlay.opaque").unwrap();
+    fs::remove_file(source.path().join("sparse")).unwrap();
+    let long = source.path().join("n".repeat(200)).join("m".repeat(200));
+    fs::create_dir_all(&long).unwrap();
+    fs::write(long.join("file"), "far down").unwrap();
+    std::os::unix::fs::symlink("t".repeat(1000), long.join("link")).unwrap();
+    fs::hard_link(long.join("file"), long.join("twin")).unwrap();
+    let pax = [
+        "--format=posix",
+        "--pax-option=exthdr.name=%d/%f,delete=atime,delete=ctime",
+    ];
+    let attributes = [
+        "--xattrs",
+        "--xattrs-include=user.*",
+        "--xattrs-include=security.capability",
+    ];
+    for form in [&[&pax[..], &attributes].concat()[..], &["--format=gnu"]] {
+        let tar = tarred(source.path(), form);
+        let chain = ingest(&store, &tar).unwrap();
+        let made = tarred(&tree(&store, &chain), form);
+        assert!(made == tar, "{form:?}: {} and {} bytes", made.len(), tar.len());
+    }
+    // A form of which nothing is understood in part: it is refused as a whole.
+    let holes = std::fs::File::create(source.path().join("holes")).unwrap();
+    holes.set_len(1 << 20).unwrap();
+    let refused = ingest(&store, &tarred(source.path(), &["--format=gnu", "--sparse"])).unwrap_err();
+    assert!(refused.to_string().contains("sparse"), "{refused}");
+}

@@ -102,7 +102,7 @@ fn run(program: &str, args: &[&str], dir: &Path) {
 }
 
 /// One of everything.
-fn fill(tree: &Path) {
+pub(super) fn fill(tree: &Path) {
     for (name, content) in [
         ("plain", "text"),
         ("with a space", ""),

@@ -22,6 +22,7 @@ use super::incoming::Arrived;
 use super::send::identity;
 use super::stream::{Moment, Step, Steps};
 use super::{Sort, bad, hex, invalid};
+use crate::copy as copying;
 use crate::error::{During, Error, Result};
 use crate::folder;
 use crate::root::Root;
@@ -193,11 +194,7 @@ impl Store {
             _ => return Err(bad("its stream has no beginning")),
         };
         // The kernel's stream passes files through the top folder, and says nothing of its times then.
-        let about = fstat(&root).during(what())?;
-        let mut times = Timestamps {
-            last_access: time((about.st_atime, about.st_atime_nsec as i64)),
-            last_modification: time((about.st_mtime, about.st_mtime_nsec as i64)),
-        };
+        let mut times = copying::times(&fstat(&root).during(what())?);
         let mut tree = Tree {
             own: uuid,
             root: &root,
