@@ -319,3 +319,61 @@ fn networks_and_those_on_them_outlive_the_supervisor() {
     };
     with_supervisors(&[&first, &second]);
 }
+
+/// What the name service says to a container, without the lines about itself.
+fn look_up(machine: &Machine, from: &str, name: &str) -> String {
+    let output = machine.docker(&["exec", from, "busybox", "nslookup", name]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let answer = said.split("\n\n").skip(1).collect::<Vec<_>>().join("\n");
+    answer.replace('\t', " ")
+}
+
+#[test]
+fn containers_know_each_other_by_name_on_networks_of_ones_own() {
+    let names = |machine: &Machine| {
+        let (bb, cc) = (address(machine, "bb", "one"), address(machine, "cc", "two"));
+        for name in [
+            "bb",
+            "BB",
+            "db",
+            "bb.one",
+            &ok(machine, "inspect -f {{.Id}} bb")[..12],
+        ] {
+            let said = look_up(machine, "aa", name);
+            assert!(said.contains(&bb), "{name}: {said}");
+        }
+        // Only what is on a network of the asker's.
+        let said = look_up(machine, "aa", "cc");
+        assert!(!said.contains(&cc), "{said}");
+        let said = look_up(machine, "aa", &bb);
+        assert!(said.contains("bb.one"), "{said}");
+        // One who is called by another name by one alone.
+        assert!(look_up(machine, "linked", "base").contains(&bb));
+        assert!(!look_up(machine, "aa", "base").contains(&bb));
+    };
+    let first = |machine: &Machine| {
+        ok(machine, "network create one");
+        ok(machine, "network create two");
+        serve(machine, "aa", "--network one");
+        serve(machine, "bb", "--network one --network-alias db");
+        serve(machine, "cc", "--network two");
+        serve(machine, "linked", "--network one --link bb:base");
+        assert_eq!(
+            machine
+                .out(&["exec", "aa", "cat", "/etc/resolv.conf"])
+                .lines()
+                .next(),
+            Some("nameserver 127.0.0.11")
+        );
+        names(machine);
+        // The usual network has no such service.
+        let usual = machine.out(&["run", "--rm", "busybox", "cat", "/etc/resolv.conf"]);
+        assert!(!usual.contains("127.0.0.11"), "{usual}");
+        // Who joins is known at once, who leaves is known no more.
+        ok(machine, "network connect --alias later one cc");
+        assert!(look_up(machine, "aa", "later").contains(&address(machine, "cc", "one")));
+        ok(machine, "network disconnect one cc");
+        assert!(!look_up(machine, "aa", "later").contains("172.18."));
+    };
+    with_supervisors(&[&first, &names]);
+}

@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::links::Link;
 use crate::netlink::{Batch, Connection};
+use crate::place::LOOPBACK_INDEX;
 use crate::rtnl::{self, Change, Which};
 use crate::{Bridge, Error, Mac, Result};
 
@@ -72,6 +73,18 @@ fn get_link(links: &mut Connection, name: &str) -> Result<Option<Link>> {
         Err(f) if f.errno() == Some(Errno::NODEV) => Ok(None),
         Err(f) => Err(f.to(format!("look up the network link {name}"))),
     }
+}
+
+/// Brings the host's loopback up, whose addresses the name service and published ports are reached at.
+pub(crate) fn set_loopback_up(links: &mut Connection) -> Result<()> {
+    let up = Change {
+        up: Some(true),
+        ..Change::default()
+    };
+    let mut batch = Batch::new();
+    rtnl::set_link(&mut batch, Which::Index(LOOPBACK_INDEX), up);
+    let done = links.run(batch).map(drop);
+    done.map_err(|f| f.to("bring the loopback up"))
 }
 
 /// Lets the host forward packets of a network.

@@ -8,6 +8,7 @@
 //! - [`links`]: list, bring up, address, route, watch for carrier
 //! - [`dhcp`]: the DHCPv4 client of one link
 //! - [`uplink`]: all links that lead out of the machine, each with its DHCP client
+//! - [`names`]: the name service of the zones
 //! - [`Networks`]: the networks, the zones on them and their published ports
 //!
 //! Calls of [`Networks`] and [`links::Links`] are synchronous: the kernel answers them in
@@ -21,6 +22,7 @@ pub mod dhcp;
 mod error;
 mod firewall;
 pub mod links;
+pub mod names;
 mod netlink;
 mod networks;
 mod nft;

@@ -83,6 +83,7 @@ impl Networks {
     pub fn open(usual: Bridge) -> Result<Networks> {
         check(&usual)?;
         let mut links = Connection::open(Family::Route)?;
+        bridge::set_loopback_up(&mut links)?;
         let group = bridge::find_or_make(&mut links, &usual)?;
         bridge::forward_packets(&usual)?;
         bridge::allow_many_neighbours()?;
@@ -307,6 +308,28 @@ impl Networks {
         let state = self.state();
         let served = state.zones.get(zone_id)?.served.as_ref()?;
         Some(served.network.clone())
+    }
+
+    /// The zone with this address.
+    pub fn zone_at(&self, address: IpAddr) -> Option<String> {
+        let has = |place: &Place| match address {
+            IpAddr::V4(address) => place.endpoint.address == address,
+            IpAddr::V6(address) => place.endpoint.v6.is_some_and(|v6| v6.address == address),
+        };
+        let state = self.state();
+        let mut zones = state.zones.iter();
+        let found = zones.find(|(_, zone)| zone.places.iter().any(has));
+        found.map(|(id, _)| id.clone())
+    }
+
+    /// The zones on one network.
+    pub fn members(&self, network: &str) -> Vec<(String, Endpoint)> {
+        let state = self.state();
+        let place = |(id, zone): (&String, &Zone)| {
+            let place = zone.place(network)?;
+            Some((id.clone(), place.endpoint.clone()))
+        };
+        state.zones.iter().filter_map(place).collect()
     }
 
     /// All zones' places (also those found by [`Networks::open`]), by zone id.

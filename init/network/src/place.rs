@@ -18,7 +18,7 @@ const ZONE_LINK: &str = "eth";
 /// Index of a zone's first link, the first after the loopback's: so it need not be asked for.
 const FIRST_LINK_INDEX: u32 = 2;
 /// Index of the loopback link, the same in every namespace.
-const LOOPBACK_INDEX: u32 = 1;
+pub(crate) const LOOPBACK_INDEX: u32 = 1;
 /// How the name of a zone's link on the host begins; the packet rules know the links by it.
 pub(crate) const LINK_PREFIX: &str = "mz-";
 /// The index of a zone's link on the host is its address's last 30 bits and this one, so that a request

@@ -185,7 +185,7 @@ fn nft_shows_the_rules_as_they_are_meant() {
     let json: serde_json::Value =
         serde_json::from_str(&site.host.output("nft", &["-j", "list", "ruleset"])).unwrap();
     let rules = json["nftables"].as_array().unwrap();
-    assert_eq!(rules.iter().filter(|o| o.get("rule").is_some()).count(), 27);
+    assert_eq!(rules.iter().filter(|o| o.get("rule").is_some()).count(), 28);
     assert_eq!(rules.iter().filter(|o| o.get("chain").is_some()).count(), 6);
 }
 

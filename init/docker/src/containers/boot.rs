@@ -60,6 +60,7 @@ pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors:
         })
         .collect();
     engine.containers.set_loaded();
+    crate::networks::serve_names(&engine).await;
     for (verdict, container) in judged {
         revive::carry_out(verdict, &engine, &container, &store).await;
     }

@@ -130,6 +130,8 @@ pub(crate) struct HostConfig {
     pub(crate) log_config: LogConfig,
     #[serde(deserialize_with = "nullable")]
     pub(crate) network_mode: String,
+    /// `CONTAINER:ALIAS`, known to this container on its mode's network.
+    pub(crate) links: Option<Vec<String>>,
     #[serde(deserialize_with = "nullable")]
     pub(crate) port_bindings: BTreeMap<String, Option<Vec<PortBinding>>>,
     #[serde(deserialize_with = "nullable")]

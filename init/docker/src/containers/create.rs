@@ -90,7 +90,7 @@ pub(crate) async fn make_with(
         ));
     }
     modes::name_by_id(engine, &mut wanted.host).await?;
-    let networks = networks::settle(engine, &wanted.host.network_mode, &wanted.networking).await?;
+    let networks = networks::settle(engine, &wanted.host, &wanted.networking).await?;
     let command = [&wanted.config.entrypoint, &wanted.config.cmd];
     if command.into_iter().flatten().flatten().all(String::is_empty) {
         return Err(ApiError::bad_request("no command specified"));

@@ -42,7 +42,7 @@ mod update;
 use std::sync::Arc;
 
 pub(crate) use boot::{adopt_all, start_boot_zone, stop_all};
-pub(crate) use config::{Networking, Wanted, nullable, parse as parse_wanted};
+pub(crate) use config::{HostConfig, Networking, Wanted, nullable, parse as parse_wanted};
 pub(crate) use container::{Container, Record, Status, Turn};
 pub(crate) use control::own_patience;
 pub(crate) use create::make_with;

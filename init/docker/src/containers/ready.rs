@@ -184,7 +184,7 @@ async fn prepare(
     resolved: Resolved,
     init: Option<String>,
 ) -> Result<(OwnedFd, ZoneSpec)> {
-    let (addresses, gateway) = (seat.addresses(), seat.gateway());
+    let (addresses, gateway, names) = (seat.addresses(), seat.gateway(), seat.names());
     let (container, store, record) = (container.clone(), store.clone(), record.clone());
     blocking(move || {
         let namespace = container.user_namespace_for(record.ids());
@@ -197,6 +197,7 @@ async fn prepare(
         let now = spec::Circumstances {
             user,
             addresses,
+            names,
             mounts,
             devices,
             resolv_conf: name_servers(),

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::record::Network;
 use super::table::{Builtin, Found};
-use crate::containers::{Networking, Record, nullable};
+use crate::containers::{HostConfig, Networking, Record, nullable};
 use crate::engine::Engine;
 use crate::http::{ApiError, ApiVersion, Result};
 
@@ -218,13 +218,17 @@ pub(crate) fn check_count(networking: &Networking, version: ApiVersion) -> Resul
 }
 
 /// The networks that a new container is to be on: its mode's, and those that it names besides.
-pub(crate) async fn settle(engine: &Engine, mode: &str, networking: &Networking) -> Result<Vec<Joined>> {
+pub(crate) async fn settle(
+    engine: &Engine,
+    host: &HostConfig,
+    networking: &Networking,
+) -> Result<Vec<Joined>> {
     engine.containers().await?;
     let Networking {
         endpoints_config: endpoints,
         mac,
     } = networking;
-    let mode = match mode {
+    let mode = match host.network_mode.as_str() {
         "" | "default" => "bridge",
         mode => mode,
     };
@@ -277,6 +281,7 @@ pub(crate) async fn settle(engine: &Engine, mode: &str, networking: &Networking)
             .map_or_else(|| Joined::named(String::new(), mode), Joined::plain);
         joined.insert(0, plain);
     }
+    link(&mut joined, host.links.as_deref().unwrap_or_default())?;
     if !mac.is_empty() {
         // Of clients before 1.44.
         let parsed = mac.parse();
@@ -308,6 +313,27 @@ pub(crate) fn find_again(engine: &Engine, joined: &mut [Joined]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What the client has put beside the endpoints is of the mode's network.
+fn link(joined: &mut [Joined], links: &[String]) -> Result<()> {
+    match joined.first_mut() {
+        _ if links.is_empty() => Ok(()),
+        Some(first) if !first.is_usual() => {
+            for link in links {
+                if !first.links.contains(link) {
+                    first.links.push(link.clone());
+                }
+            }
+            Ok(())
+        }
+        Some(_) => Err(ApiError::not_implemented(
+            "Monobloc does not do links on the network bridge; containers on a network of their own (docker network create) know each other by name.",
+        )),
+        None => Err(ApiError::bad_request(
+            "conflicting options: this network mode cannot be used with links",
+        )),
+    }
 }
 
 fn has_links(found: &Found) -> bool {

@@ -7,11 +7,13 @@
 //! - [`create`], [`pools`]: making; the subnets of those that ask for none
 //! - [`joined`]: what a container asks of the networks that it is to be on
 //! - [`seat`]: its places on them, from the reservation of the addresses on
+//! - [`names`]: who is called what on them
 //! - [`connect`]: a container's joining and leaving while it is there
 
 mod connect;
 mod create;
 mod joined;
+mod names;
 mod pools;
 mod record;
 mod seat;
@@ -31,6 +33,7 @@ use crate::query::Filters;
 use crate::{routes, until};
 
 pub(crate) use joined::{EndpointSettings, Joined, check_count, find_again, like, settle};
+pub(crate) use names::{Inherited, serve as serve_names};
 pub(crate) use seat::{Seat, show};
 pub(crate) use table::{Table, restore};
 

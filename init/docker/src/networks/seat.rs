@@ -127,6 +127,11 @@ impl Seat {
         addresses
     }
 
+    /// Whether it has the name service.
+    pub(crate) fn names(&self) -> bool {
+        self.directions.names.is_some()
+    }
+
     /// The machine's own address on the network that leads outside, or on any.
     pub(crate) fn gateway(&self) -> Option<Ipv4Addr> {
         let outside = self.directions.outside.as_deref();

@@ -89,6 +89,8 @@ pub(crate) enum Expression {
         length: u32,
         to: Register,
     },
+    /// Loads a value.
+    Value(Register, Vec<u8>),
     /// Keeps the bits of `mask`, in place.
     Mask(Register, Vec<u8>),
     Compare(Register, Operator, Vec<u8>),
@@ -137,7 +139,7 @@ impl Expression {
             Expression::Map { .. } | Expression::Member { .. } => "lookup",
             Expression::DestinationNat { .. } => "nat",
             Expression::Masquerade => "masq",
-            Expression::Verdict(_) => "immediate",
+            Expression::Value(..) | Expression::Verdict(_) => "immediate",
         }
     }
 
@@ -164,6 +166,11 @@ impl Expression {
                 data.be32(2, *base as u32);
                 data.be32(3, *offset);
                 data.be32(4, *length);
+            }
+            Expression::Value(to, value) => {
+                // NFTA_IMMEDIATE_DREG, _DATA
+                data.be32(1, to.number());
+                data.nest(2, |data| data.bytes(NFTA_DATA_VALUE, value));
             }
             Expression::Mask(register, mask) => {
                 // NFTA_BITWISE_SREG, _DREG, _LEN, _MASK, _XOR

@@ -70,6 +70,8 @@ pub(crate) struct Circumstances {
     pub(crate) devices: Vec<Device>,
     /// The host's `/etc/resolv.conf`.
     pub(crate) resolv_conf: Vec<u8>,
+    /// Whether it has the name service of its networks.
+    pub(crate) names: bool,
     /// The machine's own address on the bridge.
     pub(crate) gateway: Option<Ipv4Addr>,
     pub(crate) resolved: Resolved,
@@ -110,7 +112,7 @@ pub(crate) fn zone(record: &Record, now: Circumstances) -> Result<ZoneSpec> {
         ("/etc/hostname".to_owned(), format!("{hostname}\n").into_bytes()),
         (
             "/etc/resolv.conf".to_owned(),
-            resolv_conf(&named.host, now.resolv_conf),
+            resolv_conf(&named.host, now.resolv_conf, now.names),
         ),
     ];
     // A mount in a file's place goes before it.

@@ -49,7 +49,26 @@ pub(super) fn hosts(
     Ok(text.into_bytes())
 }
 
-pub(super) fn resolv_conf(host: &HostConfig, of_host: Vec<u8>) -> Vec<u8> {
+/// `service`: it asks the name service of its networks, which asks the servers that it would ask itself.
+pub(super) fn resolv_conf(host: &HostConfig, of_host: Vec<u8>, service: bool) -> Vec<u8> {
+    let own = without_service(host, of_host);
+    if !service {
+        return own;
+    }
+    let own = String::from_utf8_lossy(&own);
+    let mut text = format!("nameserver {}\n", network::NAME_SERVICE);
+    for line in own.lines().filter(|line| !line.starts_with("nameserver")) {
+        text.push_str(line);
+        text.push('\n');
+    }
+    if !own.contains("ndots:") {
+        // A name without a dot is first of all a neighbour's.
+        text.push_str("options ndots:0\n");
+    }
+    text.into_bytes()
+}
+
+fn without_service(host: &HostConfig, of_host: Vec<u8>) -> Vec<u8> {
     let line = |keyword: &str, words: &[String]| match words {
         [] => String::new(),
         words => format!("{keyword} {}\n", words.join(" ")),
@@ -91,7 +110,10 @@ mod tests {
     #[test]
     fn name_servers_of_the_container_replace_those_of_the_host() {
         let host = wanted(json!({"Dns": ["9.9.9.9"]})).host;
-        let text = resolv_conf(&host, b"nameserver 1.1.1.1\nsearch home\n".to_vec());
+        let of_host = || b"nameserver 1.1.1.1\nsearch home\n".to_vec();
+        let text = resolv_conf(&host, of_host(), false);
         assert_eq!(text, b"nameserver 9.9.9.9\nsearch home\n");
+        let text = resolv_conf(&host, of_host(), true);
+        assert_eq!(text, b"nameserver 127.0.0.11\nsearch home\noptions ndots:0\n");
     }
 }
