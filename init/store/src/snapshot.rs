@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub name: String,
     /// Seconds since 1970.
     pub created: u64,
+    /// Of its subvolume: of two made within a second the later one's is higher.
+    id: u64,
 }
 
 impl<'a> Of<'a> {
@@ -118,9 +120,11 @@ impl Store {
     /// There is none of that name.
     pub fn snapshot(&self, of: Of<'_>, name: &str) -> Result<Snapshot> {
         let info = btrfs_snapshots::info(self.open_snapshot(of, name)?);
+        let info = info.during(format!("look at snapshot {name}"))?;
         Ok(Snapshot {
             name: name.to_owned(),
-            created: info.during(format!("look at snapshot {name}"))?.made,
+            created: info.made,
+            id: info.id,
         })
     }
 
@@ -137,7 +141,7 @@ impl Store {
                 other => snapshots.push(other?),
             }
         }
-        snapshots.sort_by(|one, other| (one.created, &one.name).cmp(&(other.created, &other.name)));
+        snapshots.sort_by_key(|snapshot| snapshot.id);
         Ok(snapshots)
     }
 

@@ -68,6 +68,8 @@ const SUBVOL_INFO: libc::c_ulong = read_request(60, size_of::<InfoArgs>());
 /// What is known of a subvolume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Info {
+    /// Rises with each that is made.
+    pub id: u64,
     pub uuid: Uuid,
     /// What it was received from.
     pub received: Option<Uuid>,
@@ -96,6 +98,7 @@ pub fn info(any: impl AsFd) -> io::Result<Info> {
     check(unsafe { libc::ioctl(any.as_fd().as_raw_fd(), SUBVOL_INFO, &raw mut args) })?;
     let [_, made, _, _] = args.times;
     Ok(Info {
+        id: args.tree,
         uuid: args.uuid,
         received: (args.received_uuid != Uuid::default()).then_some(args.received_uuid),
         made: made.seconds,
