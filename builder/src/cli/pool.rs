@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 use monobloc::client::{Api, Disk, Order, Stage};
-use monobloc::progress;
+use monobloc::progress::{self, Step};
 use serde::Deserialize as _;
 use serde_json::Value;
 
@@ -143,8 +143,15 @@ pub(super) fn pool(arguments: &Pool) -> anyhow::Result<()> {
     let order = confirmed(&api, order, &arguments.command, &name)?;
     let progress = progress::for_stderr();
     let step = progress.step(&format!("{} of the pool of {name}", order.verb));
+    api.change_pool(&order, LIMIT, &mut stages(&*step))?;
+    step.finish();
+    text::print(&status(&api.pool(LIMIT)?))
+}
+
+/// Tells on a step how far the appliance is.
+pub(super) fn stages(step: &dyn Step) -> impl FnMut(&Stage) {
     let mut shown = (String::new(), 0);
-    api.change_pool(&order, LIMIT, &mut |stage: &Stage| {
+    move |stage| {
         if stage.phase != shown.0 {
             step.message(&stage.phase);
             shown = (stage.phase.clone(), 0);
@@ -154,9 +161,7 @@ pub(super) fn pool(arguments: &Pool) -> anyhow::Result<()> {
             step.inc(stage.done.saturating_sub(shown.1));
             shown.1 = stage.done.max(shown.1);
         }
-    })?;
-    step.finish();
-    text::print(&status(&api.pool(LIMIT)?))
+    }
 }
 
 fn order(verb: &'static str, disks: &[String], old: Option<String>) -> Order {

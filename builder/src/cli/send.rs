@@ -9,12 +9,12 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
-use monobloc::client::{Api, Beginning, DIGEST_AND_MARK, SENT, Source, Stage};
+use monobloc::client::{Api, Beginning, DIGEST_AND_MARK, SENT, Source};
 use monobloc::progress::{self, Progress, Step};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
-use super::pool::api;
+use super::pool::{api, stages};
 use super::snapshot::{kind, parse};
 use super::text;
 
@@ -228,18 +228,7 @@ fn carry(
     })?;
     step.finish();
     let step = progress.step(&format!("take in {}", beginning.name()));
-    let mut shown = (String::new(), 0);
-    let told = api.take_in(id, name, LIMIT, &mut |stage: &Stage| {
-        if stage.phase != shown.0 {
-            step.message(&stage.phase);
-            shown = (stage.phase.clone(), 0);
-        }
-        if stage.total > 0 {
-            step.set_length(stage.total);
-            step.inc(stage.done.saturating_sub(shown.1));
-            shown.1 = stage.done.max(shown.1);
-        }
-    })?;
+    let told = api.take_in(id, name, LIMIT, &mut stages(&*step))?;
     step.finish();
     Ok(told)
 }

@@ -168,6 +168,29 @@ impl Api {
         block_on(bounded).map_err(|source| self.connection(source))?
     }
 
+    /// Sends a request whose answer may go on for long; gives the answer if it is no refusal. `limit` is for
+    /// its beginning.
+    async fn begin(
+        &self,
+        request: Request<Full<Bytes>>,
+        path: &str,
+        limit: Duration,
+    ) -> Result<Response<Incoming>, ApiError> {
+        let silent = |_| ApiError::Timeout {
+            address: self.address,
+            limit,
+        };
+        let response = timeout(limit, self.send(request)).await.map_err(silent)??;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect();
+        let body = timeout(limit, body).await.map_err(silent)?;
+        let body = body.map_err(|error| self.no_answer(&*error))?;
+        Err(pool::refused(path, status.as_u16(), message(&body.to_bytes())))
+    }
+
     /// Sends a request over a connection of its own.
     async fn send<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>, ApiError>
     where

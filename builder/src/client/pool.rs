@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Bytes;
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
 
-use super::{Api, ApiError, MAX_ANSWER, block_on, message};
+use super::{Api, ApiError, block_on};
 
 /// A line of progress longer than this is not one of the appliance's.
 const MAX_LINE: usize = 64 << 10;
@@ -91,10 +90,6 @@ impl Api {
         limit: Duration,
         tell: &mut dyn FnMut(&Stage),
     ) -> Result<Value, ApiError> {
-        let silent = |_| ApiError::Timeout {
-            address: self.address,
-            limit,
-        };
         let work = async {
             let request = Request::builder()
                 .method(Method::POST)
@@ -102,14 +97,9 @@ impl Api {
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::new(body))
                 .map_err(|error| self.no_answer(&error))?;
-            let response = timeout(limit, self.send(request)).await.map_err(silent)??;
+            let response = self.begin(request, path, limit).await?;
             let status = response.status();
             let mut body = response.into_body();
-            if !status.is_success() {
-                let body = timeout(limit, Limited::new(body, MAX_ANSWER).collect()).await;
-                let body = body.map_err(silent)?.map_err(|error| self.no_answer(&*error))?;
-                return Err(refused(path, status.as_u16(), message(&body.to_bytes())));
-            }
             let mut lines = Lines::default();
             loop {
                 // What takes long says so all the time, except in a single step of the kernel's.

@@ -13,7 +13,6 @@ use hyper::{Method, Request};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 
 use super::pool::refused;
 use super::snapshots::escaped;
@@ -121,21 +120,10 @@ impl Api {
         told: &mut dyn FnMut(u64),
     ) -> Result<(), ApiError> {
         let path = source.path(&format!("offset={offset}"));
-        let silent = |_| ApiError::Timeout {
-            address: self.address,
-            limit,
-        };
         let work = async {
             let request = Request::get(&path).body(Full::new(Bytes::new()));
             let request = request.map_err(|error| self.no_answer(&error))?;
-            let response = timeout(limit, self.send(request)).await.map_err(silent)??;
-            let status = response.status();
-            let mut body = response.into_body();
-            if !status.is_success() {
-                let body = timeout(limit, Limited::new(body, MAX_ANSWER).collect()).await;
-                let body = body.map_err(silent)?.map_err(|error| self.no_answer(&*error))?;
-                return Err(refused(&path, status.as_u16(), message(&body.to_bytes())));
-            }
+            let mut body = self.begin(request, &path, limit).await?.into_body();
             let mut done = offset;
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|error| self.no_answer(&error))?;
