@@ -475,15 +475,11 @@ async fn bury(engine: Arc<Engine>, exec: Arc<Exec>, key: String, mut pumping: Jo
     if tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await.is_err() {
         pumping.abort();
     }
-    settle(&engine, &exec, exit.code, &key).await;
-}
-
-/// Tells of the end, notes it, and only then has process 1 forget it.
-async fn settle(engine: &Engine, exec: &Exec, code: i32, key: &str) {
-    exec.end(code);
-    exec.tell(engine, "exec_die", Some(code));
-    restore::note(engine, exec, Some(code)).await;
-    if let Err(error) = engine.zones.acknowledge(key).await {
+    exec.end(exit.code);
+    exec.tell(&engine, "exec_die", Some(exit.code));
+    restore::note(&engine, &exec, Some(exit.code)).await;
+    // Only now may process 1 forget it.
+    if let Err(error) = engine.zones.acknowledge(&key).await {
         eprintln!("process {key}: cannot clean up after it: {error}");
     }
 }

@@ -345,7 +345,7 @@ fn check_host_rest(rest: &Map<String, Value>) -> Result<()> {
 }
 
 /// The parts of a create request.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Wanted {
     pub(crate) config: Config,
     pub(crate) host: HostConfig,

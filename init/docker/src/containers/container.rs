@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use zones::log::Progress;
 use zones::{IDS_PER_ZONE, IdMap, Process};
 
-use super::config::{Config, HostConfig, Networking, Wanted};
+use super::config::{Config, HostConfig};
 use super::health::{Health, HealthStatus};
 use super::mounts::Point;
 use super::ready::Ready;
@@ -104,15 +104,6 @@ impl Record {
         IdMap {
             host: self.joined_first_id.unwrap_or(self.first_id),
             count: IDS_PER_ZONE,
-        }
-    }
-
-    /// What the client asked for, and the image added.
-    pub(super) fn wanted(&self) -> Wanted {
-        Wanted {
-            config: self.config.clone(),
-            host: self.host.clone(),
-            networking: Networking::default(),
         }
     }
 

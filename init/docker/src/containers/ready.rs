@@ -13,7 +13,7 @@ use store::Store;
 use tokio::sync::OwnedSemaphorePermit;
 use zones::{Pending, ZoneSpec};
 
-use super::config::Wanted;
+use super::config::{Config, HostConfig};
 use super::container::{Container, Record};
 use super::modes::{self, Resolved};
 use super::run::LaunchError;
@@ -39,9 +39,9 @@ pub(crate) struct Ready {
 }
 
 /// What it was made of: where any of this has changed, it is not the process to start.
-#[derive(PartialEq)]
 struct Circumstances {
-    wanted: Wanted,
+    config: Config,
+    host: HostConfig,
     first_id: u32,
     joined: Vec<Joined>,
     name_servers: Vec<u8>,
@@ -50,11 +50,20 @@ struct Circumstances {
 impl Circumstances {
     fn of(record: &Record) -> Self {
         Self {
-            wanted: record.wanted(),
+            config: record.config.clone(),
+            host: record.host.clone(),
             first_id: record.first_id,
             joined: record.joined(),
             name_servers: name_servers(),
         }
+    }
+
+    fn are_of(&self, record: &Record) -> bool {
+        self.config == record.config
+            && self.host == record.host
+            && self.first_id == record.first_id
+            && self.joined == record.joined()
+            && self.name_servers == name_servers()
     }
 }
 
@@ -66,7 +75,7 @@ fn name_servers() -> Vec<u8> {
 impl Ready {
     /// Whether this is what a start would make now.
     pub(super) fn is_for(&self, record: &Record) -> bool {
-        !self.pending.has_failed() && self.made_of == Circumstances::of(record)
+        !self.pending.has_failed() && self.made_of.are_of(record)
     }
 
     /// Ends it; nothing of it is left then, and its id may be used again.
@@ -115,18 +124,16 @@ pub(super) async fn make_ready(engine: Arc<Engine>, container: Arc<Container>) {
     *turn = Some(ready);
     drop(turn);
     let waiting = Arc::downgrade(&container);
-    drop(container);
-    tokio::spawn(async move {
-        tokio::time::sleep(PATIENCE).await;
-        if let Some(container) = waiting.upgrade() {
-            drop(container.turn().await);
-        }
-    });
+    drop((engine, container));
+    tokio::time::sleep(PATIENCE).await;
+    if let Some(container) = waiting.upgrade() {
+        drop(container.turn().await);
+    }
 }
 
 /// Whether nothing that others may change before the start is part of it: neither another container, nor a
-/// network that may be gone by then, a mount, a device, or a limit that the start goes beyond. A mount would also leave the folder that it is on
-/// in the root of a container that was never started.
+/// network that may be gone by then, a mount, a device, or a limit that the start goes beyond. A mount would
+/// also leave the folder that it is on in the root of a container that was never started.
 fn depends_on_itself_alone(record: &Record) -> bool {
     let host = &record.host;
     let own = modes::Modes::of(host).is_ok_and(|modes| modes == modes::Modes::default());
@@ -151,7 +158,8 @@ pub(super) async fn set_up(
     let made = async {
         let init = engine.config.zone_init.clone();
         let mounting = volumes::turn(engine, record).await;
-        let (root, zone) = prepare(container, store, record, &seat, resolved, init).await?;
+        let resolv_conf = made_of.name_servers.clone();
+        let (root, zone) = prepare(container, store, record, &seat, resolv_conf, resolved, init).await?;
         drop(mounting);
         let pending = engine.zones.create(zone, root).await?;
         match seat.take(&pending, record).await {
@@ -181,6 +189,7 @@ async fn prepare(
     store: &Arc<Store>,
     record: &Record,
     seat: &Seat,
+    resolv_conf: Vec<u8>,
     resolved: Resolved,
     init: Option<String>,
 ) -> Result<(OwnedFd, ZoneSpec)> {
@@ -200,7 +209,7 @@ async fn prepare(
             names,
             mounts,
             devices,
-            resolv_conf: name_servers(),
+            resolv_conf,
             gateway,
             resolved,
             init,

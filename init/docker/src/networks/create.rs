@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 use std::sync::Arc;
 
 use hyper::StatusCode;
@@ -311,30 +312,37 @@ fn pools_wanted(wanted: &[PoolWanted]) -> Result<(Option<Pool>, Option<Pool6>)> 
     Ok((pool, pool6))
 }
 
-/// Addresses that are to lie in a subnet.
-fn within<T>(
-    what: &str,
-    text: &str,
-    subnet: &str,
-    read: impl Fn(&str) -> Option<T>,
+/// The gateway, by default the `first` address, and those that are given to nobody; all are to lie in the
+/// subnet.
+fn addresses<T: FromStr>(
+    wanted: &PoolWanted,
+    first: T,
     fits: impl Fn(&T) -> bool,
-) -> Result<T> {
-    let address = read(text).ok_or_else(|| wrong(format!("invalid {what} {text}: invalid address")))?;
-    if !fits(&address) {
-        return Err(wrong(format!(
-            "invalid {what} {text}: parent subnet {subnet} doesn't contain this address"
-        )));
-    }
-    Ok(address)
+) -> Result<(T, BTreeMap<String, T>)> {
+    let read = |what: &str, text: &str| {
+        let address = text.parse();
+        let address = address.map_err(|_| wrong(format!("invalid {what} {text}: invalid address")))?;
+        if !fits(&address) {
+            let subnet = &wanted.subnet;
+            return Err(wrong(format!(
+                "invalid {what} {text}: parent subnet {subnet} doesn't contain this address"
+            )));
+        }
+        Ok(address)
+    };
+    let gateway = match wanted.gateway.as_str() {
+        "" => first,
+        text => read("gateway", text)?,
+    };
+    let spared = wanted
+        .auxiliary_addresses
+        .iter()
+        .map(|(name, text)| Ok((name.clone(), read("auxiliary address", text)?)));
+    Ok((gateway, spared.collect::<Result<_>>()?))
 }
 
 fn read(wanted: &PoolWanted) -> Result<Pool> {
-    let PoolWanted {
-        subnet,
-        ip_range,
-        gateway,
-        auxiliary_addresses,
-    } = wanted;
+    let PoolWanted { subnet, ip_range, .. } = wanted;
     let cidr = |what: &str, text: &str| {
         let cidr: Cidr = text
             .parse()
@@ -370,19 +378,8 @@ fn read(wanted: &PoolWanted) -> Result<Pool> {
             Some(range)
         }
     };
-    let parse = |text: &str| text.parse::<Ipv4Addr>().ok();
-    let fits = |address: &Ipv4Addr| net.contains(*address);
-    let gateway = match gateway.as_str() {
-        "" => Ipv4Addr::from_bits(net.address.to_bits() + 1),
-        text => within("gateway", text, subnet, parse, fits)?,
-    };
-    let mut spared = BTreeMap::new();
-    for (name, text) in auxiliary_addresses {
-        spared.insert(
-            name.clone(),
-            within("auxiliary address", text, subnet, parse, fits)?,
-        );
-    }
+    let first = Ipv4Addr::from_bits(net.address.to_bits() + 1);
+    let (gateway, spared) = addresses(wanted, first, |address| net.contains(*address))?;
     Ok(Pool {
         gateway: Cidr::new(gateway, net.prefix),
         range,
@@ -392,12 +389,7 @@ fn read(wanted: &PoolWanted) -> Result<Pool> {
 }
 
 fn read6(wanted: &PoolWanted) -> Result<Pool6> {
-    let PoolWanted {
-        subnet,
-        ip_range,
-        gateway,
-        auxiliary_addresses,
-    } = wanted;
+    let PoolWanted { subnet, ip_range, .. } = wanted;
     let net: Cidr6 = subnet
         .parse()
         .map_err(|_| wrong(format!("invalid subnet {subnet}: invalid CIDR block notation")))?;
@@ -410,19 +402,8 @@ fn read6(wanted: &PoolWanted) -> Result<Pool6> {
     if !ip_range.is_empty() {
         return Err(refuse("a range of IPv6 addresses within a subnet (IPRange)"));
     }
-    let parse = |text: &str| text.parse::<Ipv6Addr>().ok();
-    let fits = |address: &Ipv6Addr| net.contains(*address);
-    let gateway = match gateway.as_str() {
-        "" => Ipv6Addr::from_bits(net.address.to_bits() + 1),
-        text => within("gateway", text, subnet, parse, fits)?,
-    };
-    let mut spared = BTreeMap::new();
-    for (name, text) in auxiliary_addresses {
-        spared.insert(
-            name.clone(),
-            within("auxiliary address", text, subnet, parse, fits)?,
-        );
-    }
+    let first = Ipv6Addr::from_bits(net.address.to_bits() + 1);
+    let (gateway, spared) = addresses(wanted, first, |address| net.contains(*address))?;
     Ok(Pool6 {
         gateway: Cidr6::new(gateway, net.prefix),
         spared,
