@@ -11,11 +11,12 @@
 //! A whole snapshot becomes a new zone or volume, with `name` under another name. A difference becomes one
 //! more snapshot of the one that it is of.
 
+use std::io;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use store::{Arrived, Label, Of, Sort, Store, transfer_id};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::send::{AboutVolume, AboutZone};
 use super::subject::Subject;
@@ -84,23 +85,37 @@ async fn go_on(store: &Arc<Store>, id: &str, offset: u64, req: Request) -> Resul
     let mut incoming = blocking(move || kept.receive(&owned, offset)).await?;
     let mut body = Box::pin(req.into_reader());
     let mut received = offset;
-    loop {
+    let ended = loop {
         let mut part = Vec::with_capacity(PART);
-        while part.len() < PART {
-            let count = body.read_buf(&mut part).await;
-            let count = count
-                .map_err(|error| ApiError::bad_request(format!("The transfer was cut off: {error}.")))?;
-            if count == 0 {
-                break;
-            }
-        }
-        if part.is_empty() {
-            break;
-        }
+        let ended = fill(&mut body, &mut part).await;
         received += part.len() as u64;
-        incoming = blocking(move || incoming.put(&part).map(|()| incoming)).await?;
-    }
+        if !part.is_empty() {
+            incoming = blocking(move || incoming.put(&part).map(|()| incoming)).await?;
+        }
+        if let Some(ended) = ended {
+            break ended;
+        }
+    };
+    // It waits for the disk.
+    blocking(move || {
+        drop(incoming);
+        Ok::<(), ApiError>(())
+    })
+    .await?;
+    ended.map_err(|error| ApiError::bad_request(format!("The transfer was cut off: {error}.")))?;
     ok(&json!({"received": received}))
+}
+
+/// Reads until `part` is full, or to the end, which it tells of.
+async fn fill(body: &mut (impl AsyncRead + Unpin), part: &mut Vec<u8>) -> Option<io::Result<()>> {
+    while part.len() < part.capacity() {
+        match body.read_buf(part).await {
+            Ok(0) => return Some(Ok(())),
+            Ok(_) => {}
+            Err(error) => return Some(Err(error)),
+        }
+    }
+    None
 }
 
 /// What a transfer becomes.

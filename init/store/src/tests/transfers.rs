@@ -315,6 +315,36 @@ fn what_is_cut_off_goes_on_where_it_was_after_a_boot_too_and_is_not_seen_before_
     assert!(two.received("../../state").unwrap_err().is_bad_input());
 }
 
+/// As a power cut leaves it that came between the length and the bytes.
+#[test]
+fn what_is_not_on_the_disk_for_certain_is_sent_again() {
+    let (here, mut there) = (TestPool::new(POOL), TestPool::new(POOL));
+    let one = here.store();
+    one.create_volume("data", None).unwrap();
+    fill(&one.volume_path("data"));
+    one.create_snapshot(DATA, "first").unwrap();
+    let whole = sent(&one, DATA, "first", None);
+    let id = transfer_id(&label(&whole));
+    let begun = whole.len() / 2;
+    {
+        let two = there.store();
+        two.receive(&id, 0).unwrap().put(&whole[..begun]).unwrap();
+        let path = two.path().join("store/incoming").join(&id);
+        let file = fs::File::options().write(true).open(path).unwrap();
+        file.set_len(begun as u64 + 100_000).unwrap();
+    }
+    there.unmount();
+    there.mount();
+    let two = there.store();
+    assert_eq!(two.received(&id).unwrap(), begun as u64);
+    let mut rest = two.receive(&id, begun as u64).unwrap();
+    rest.put(&whole[begun..]).unwrap();
+    drop(rest);
+    let arrived = two.arrived(&id, &mut |_, _| {}).unwrap();
+    two.take_in(&arrived, DATA, None, &mut |_, _| {}).unwrap();
+    assert_same(&one.volume_path("data"), &two.volume_path("data"));
+}
+
 #[test]
 fn what_was_damaged_on_the_way_is_refused_and_nothing_of_it_stays() {
     let (here, there) = (TestPool::new(POOL), TestPool::new(POOL));

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -18,10 +18,19 @@ use crate::store::{Store, names};
 const INCOMING: &str = "store/incoming";
 const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// How much of a transfer is on the disk for certain, in decimal digits. Its length does not tell: btrfs
+/// may keep that before the bytes, and a power cut between the two leaves zeros in their place.
+const CERTAIN: &str = "user.monobloc.certain";
+/// Bytes between two waits for the disk; so much at most is sent again after a power cut.
+const STEP: u64 = 32 << 20;
+
 /// A transfer that somebody goes on with, who is the only one.
 #[derive(Debug)]
 pub struct Incoming {
     file: File,
+    /// Its length, and how much of it is on the disk for certain.
+    length: u64,
+    certain: u64,
     _turn: Turn,
 }
 
@@ -107,7 +116,12 @@ impl Store {
                 "{length} bytes of this transfer have come; go on from there."
             )));
         }
-        Ok(Incoming { file, _turn: turn })
+        Ok(Incoming {
+            file,
+            length,
+            certain: certain(&path)?,
+            _turn: turn,
+        })
     }
 
     /// Checks that a transfer is whole.
@@ -147,7 +161,7 @@ impl Store {
         }
     }
 
-    /// Removes what nobody has gone on with for long.
+    /// Removes what nobody has gone on with for long, and of the others what a power cut may have spoilt.
     pub(crate) fn collect_transfers(&self) -> Result<()> {
         let what = "remove old transfers";
         let dir = self.path().join(INCOMING);
@@ -160,15 +174,35 @@ impl Store {
             let age = SystemTime::now().duration_since(changed).unwrap_or_default();
             if age > KEPT || Digest::from_hex(&name).is_none() {
                 fs::remove_file(&path).during(what)?;
+                continue;
             }
+            let file = File::options().write(true).open(&path).during(what)?;
+            file.set_len(certain(&path)?).during(what)?;
         }
         Ok(())
     }
 }
 
+/// Bytes of a transfer that are on the disk for certain.
+fn certain(path: &Path) -> Result<u64> {
+    let mut value = [0; 20];
+    let length = match rustix::fs::getxattr(path, CERTAIN, &mut value[..]) {
+        Ok(length) => length,
+        Err(rustix::io::Errno::NODATA) => return Ok(0),
+        Err(reason) => return Err(Error::io("see what is whole of a transfer", reason)),
+    };
+    let digits = value.get(..length).and_then(|digits| str::from_utf8(digits).ok());
+    Ok(digits.and_then(|digits| digits.parse().ok()).unwrap_or(0))
+}
+
 impl Write for Incoming {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-        self.file.write(buffer)
+        let count = self.file.write(buffer)?;
+        self.length += count as u64;
+        if self.length - self.certain >= STEP {
+            self.settle()?;
+        }
+        Ok(count)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -176,7 +210,29 @@ impl Write for Incoming {
     }
 }
 
+/// Whoever goes on begins here, after a power cut too.
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        // Where that fails, what is certain is what was so before.
+        let _ = self.settle();
+    }
+}
+
 impl Incoming {
+    /// Waits until all that has come is on the disk, and keeps that it is.
+    fn settle(&mut self) -> io::Result<()> {
+        if self.certain == self.length {
+            return Ok(());
+        }
+        self.file.sync_data()?;
+        let value = self.length.to_string();
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::fsetxattr(&self.file, CERTAIN, value.as_bytes(), flags)?;
+        self.file.sync_all()?;
+        self.certain = self.length;
+        Ok(())
+    }
+
     /// # Errors
     /// The pool is full.
     pub fn put(&mut self, bytes: &[u8]) -> Result<()> {
