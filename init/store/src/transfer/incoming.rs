@@ -22,7 +22,7 @@ const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// may keep that before the bytes, and a power cut between the two leaves zeros in their place.
 const CERTAIN: &str = "user.monobloc.certain";
 /// Bytes between two waits for the disk; so much at most is sent again after a power cut.
-const STEP: u64 = 32 << 20;
+const STEP: u64 = 4 << 20;
 
 /// A transfer that somebody goes on with, who is the only one.
 #[derive(Debug)]
