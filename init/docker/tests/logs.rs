@@ -537,6 +537,54 @@ fn a_full_pool_makes_the_process_wait_and_nothing_it_says_is_lost() {
     });
 }
 
+/// They end while what they said has no room in the pool, and the supervisor after them.
+#[test]
+fn last_words_that_wait_for_room_in_the_pool_wait_beyond_the_supervisor() {
+    // As much as a pipe holds, and a terminal.
+    const SAID: [(&str, &str, u32); 2] = [("pipes", "-d", 5000), ("terminal", "-dt", 200)];
+    let first = |machine: &Machine| {
+        for (name, how, lines) in SAID {
+            let script = format!(
+                "trap 'kill $!' USR1; sleep 600 & echo ready; wait; {}",
+                count_to(lines)
+            );
+            machine.out(&["run", how, "--name", name, "busybox", "sh", "-c", &script]);
+            machine.until(|| machine.out(&["logs", name]).trim() == "ready");
+        }
+        fill(machine);
+        for (name, ..) in SAID {
+            machine.out(&["kill", "-s", "USR1", name]);
+            assert_eq!(machine.out(&["wait", name]), "0");
+        }
+        assert_ne!(
+            machine.out(&["logs", "pipes"]).lines().count(),
+            5001,
+            "the pool had room"
+        );
+    };
+    let second = |machine: &Machine| {
+        for (name, _, lines) in SAID {
+            assert_eq!(
+                machine.out(&["inspect", "-f", "{{.State.Status}}", name]),
+                "exited"
+            );
+            let refused = machine.docker(&["start", name]);
+            let text = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(text.contains("waits to be written"), "{name}, {lines}: {text}");
+        }
+        fs::remove_file(machine.dir.join("pool/ballast")).unwrap();
+        for (name, _, lines) in SAID {
+            let whole = format!("ready\n{}", numbers(lines));
+            let said = || machine.out(&["logs", name]).replace('\r', "") + "\n";
+            machine.until(|| said().len() >= whole.len());
+            assert!(said() == whole, "{name}");
+            machine.out(&["start", name]);
+            machine.out(&["rm", "-f", name]);
+        }
+    };
+    with_supervisors(&[&first, &second]);
+}
+
 /// Bytes of the pool's disk that are in use, when all is written.
 fn used(machine: &Machine) -> u64 {
     let pool = fs::File::open(machine.dir.join("pool")).unwrap();

@@ -291,6 +291,19 @@ impl Zones {
         removed
     }
 
+    /// A zone's exit status is safe, and not all that it has said: its cgroup goes, and process 1 keeps its
+    /// output under the key `output`, until that is acknowledged.
+    pub async fn retire_zone(&self, id: &str, output: &str) -> Result<(), Error> {
+        let removed = self.cgroups.remove_when_empty(id).await;
+        {
+            let mut relays = self.relays.lock().unwrap_or_else(PoisonError::into_inner);
+            let relay = relays.remove(id);
+            relays.extend(relay.map(|relay| (output.to_owned(), relay)));
+        }
+        self.keeper.rename(id, output).await?;
+        removed
+    }
+
     /// Closes process 1's copy of a process's standard input, so that the process sees its end when
     /// the caller has closed his own.
     pub async fn close_input(&self, key: &str) -> Result<(), Error> {

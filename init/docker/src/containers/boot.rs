@@ -10,7 +10,7 @@ use store::Store;
 use zones::{Process, Stdio, Survivor};
 
 use super::container::{Container, Record, Status, states};
-use super::{config, create, ending, health, revive, run};
+use super::{config, create, ending, health, late, revive, run};
 use crate::engine::Engine;
 use crate::exec;
 use crate::http::{Result, blocking};
@@ -46,8 +46,8 @@ pub(crate) async fn adopt_all(engine: Arc<Engine>, store: Arc<Store>, survivors:
     }
     snapshots::thaw_left(&engine).await;
     // Only now is it known what those that run use.
-    for container in ended {
-        run::clean_up(&engine, &container, &store).await;
+    for (container, stdio) in ended {
+        run::clean_up(&engine, &container, &store, stdio).await;
     }
     exec::adopt_rest(&engine).await;
     health::forget_ended(&engine).await;
@@ -95,7 +95,19 @@ fn read_all(store: &Store) -> Result<Vec<Record>, store::Error> {
 
 /// Takes over a process that was found. A container whose end is noted already, or that did not come to
 /// run, is given back when its process is gone.
-async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor) -> Option<Arc<Container>> {
+async fn adopt(
+    engine: &Arc<Engine>,
+    store: &Arc<Store>,
+    mut survivor: Survivor,
+) -> Option<(Arc<Container>, Option<Stdio>)> {
+    if let Some(id) = late::of(&survivor.key) {
+        match (engine.containers.find(id), survivor.stdio) {
+            (Ok(container), Some(stdio)) => late::adopt(engine, &container, store, stdio),
+            // Its container was removed.
+            _ => late::forget(engine, id).await,
+        }
+        return None;
+    }
     let runs = engine
         .zones
         .complete_start(&mut survivor)
@@ -117,10 +129,10 @@ async fn adopt(engine: &Arc<Engine>, store: &Arc<Store>, mut survivor: Survivor)
     match (container, stdio) {
         // What it was recorded as is judged with those that no process is left of.
         // A record says that it runs before the program does, and that it has ended before process 1 forgets it.
-        (Some(container), _) if !runs || container.lock().status != Status::Running => {
+        (Some(container), stdio) if !runs || container.lock().status != Status::Running => {
             let _ = process.signal(ending::SIGKILL);
             engine.zones.exited(&process.key).await;
-            return Some(container);
+            return Some((container, stdio.filter(|_| runs)));
         }
         (Some(container), Some(stdio)) => {
             if let Err(error) = run::adopt(engine, &container, store, process, stdio) {

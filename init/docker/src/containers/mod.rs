@@ -19,6 +19,7 @@ mod ending;
 mod errand;
 mod files;
 mod health;
+mod late;
 mod list;
 mod log_driver;
 pub(crate) mod logs;

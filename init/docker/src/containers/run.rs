@@ -17,7 +17,7 @@ use super::container::{Container, Record, Status, Turn, log_path, save};
 use super::ending::{SIGKILL, remove_ended};
 use super::modes::{self, Resolved};
 use super::ready::{self, Ready};
-use super::{health, root, told};
+use super::{health, late, root, told};
 use crate::engine::Engine;
 use crate::http::{ApiError, Result, blocking, with_causes};
 use crate::networks;
@@ -210,7 +210,7 @@ async fn launch(
     }
 }
 
-fn unheard(error: std::io::Error) -> ApiError {
+pub(super) fn unheard(error: std::io::Error) -> ApiError {
     ApiError::internal(format!("Cannot take the container's output: {error}."))
 }
 
@@ -221,12 +221,18 @@ fn open_log(
     life: LogLife,
     turn: OwnedMutexGuard<()>,
 ) -> Result<Option<Log>> {
+    let writer = open_writer(store, container, life)?;
+    Ok(writer.map(|writer| Log { writer, turn }))
+}
+
+/// As [`open_log`]; the caller has its turn.
+pub(super) fn open_writer(store: &Store, container: &Container, life: LogLife) -> Result<Option<Writer>> {
     let Some(limits) = container.lock().host.log_config.limits()? else {
         return Ok(None);
     };
     let dir = log_path(store, &container.id)?;
-    let writer = Writer::open(&dir, limits, life, container.log.clone()).map_err(unheard)?;
-    Ok(Some(Log { writer, turn }))
+    let opened = Writer::open(&dir, limits, life, container.log.clone());
+    opened.map(Some).map_err(unheard)
 }
 
 /// Puts right what the end of the machine has left of the log of a container that does not run.
@@ -336,7 +342,8 @@ async fn bury(
     container.streams.hurry();
     let heard = tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await;
     // What waits for room in the pool is in the pipes, and goes on waiting without the process.
-    if heard.is_err() && !container.keeps_log() {
+    let rest = heard.is_err().then_some(pumping);
+    if let Some(pumping) = rest.as_ref().filter(|_| !container.keeps_log()) {
         pumping.abort();
     }
     let _turn = container.turn().await;
@@ -349,7 +356,13 @@ async fn bury(
     report(&container.id, "write its state", written);
     health::forget(&engine, &container).await;
     // Process 1 forgets it last: what is not done by then, a successor does.
-    give_back(&engine, &container, &store).await;
+    match rest {
+        Some(pumping) => {
+            late::retire(&engine, &container, &store).await;
+            late::forget_after(&engine, &container.id, pumping);
+        }
+        None => give_back(&engine, &container, &store).await,
+    }
     if container.record().host.auto_remove {
         remove_ended(&engine, &container, &store).await;
     } else if let Some(pause) = restart {
@@ -357,21 +370,37 @@ async fn bury(
     }
 }
 
-/// Does what a predecessor did not do any more after an end that it has noted.
-pub(super) async fn clean_up(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
+/// Does what a predecessor did not do any more after an end that it has noted. `stdio` is where the rest
+/// of what it said may be.
+pub(super) async fn clean_up(
+    engine: &Arc<Engine>,
+    container: &Arc<Container>,
+    store: &Arc<Store>,
+    stdio: Option<Stdio>,
+) {
     disconnect(engine, &container.id).await;
-    give_back(engine, container, store).await;
+    match stdio {
+        Some(stdio) if container.keeps_log() && !container.record().host.auto_remove => {
+            late::retire(engine, container, store).await;
+            late::adopt(engine, container, store, stdio);
+        }
+        _ => give_back(engine, container, store).await,
+    }
 }
 
 async fn give_back(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
-    let released = volumes::release(engine, store, &container.record()).await;
-    report(&container.id, "release its volumes", released);
+    release(engine, container, store).await;
     let acknowledged = engine.zones.acknowledge_zone(&container.id).await;
     report(
         &container.id,
         "clean up after it",
         acknowledged.map_err(Into::into),
     );
+}
+
+pub(super) async fn release(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>) {
+    let released = volumes::release(engine, store, &container.record()).await;
+    report(&container.id, "release its volumes", released);
 }
 
 /// When it ended, as records have it.

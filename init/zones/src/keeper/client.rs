@@ -247,6 +247,17 @@ impl Client {
             .await
     }
 
+    /// Gives a process that has ended another key.
+    pub(crate) async fn rename(&self, from: &str, to: &str) -> Result<(), Error> {
+        {
+            let mut state = self.lock();
+            let ended = state.exits.remove(from);
+            state.exits.extend(ended.map(|exit| (to.to_owned(), exit)));
+        }
+        let (from, to) = (from.to_owned(), to.to_owned());
+        self.send(&Request::Rename { from, to }, &[]).await
+    }
+
     /// Has process 1 keep a descriptor for the supervisor's successor.
     pub async fn keep(&self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
         let name = name.to_owned();

@@ -43,6 +43,8 @@ enum Request {
     Serves,
     /// The next supervisors are of another build. Descriptor: its program.
     Replace { build: String },
+    /// A process that has ended has another key from now on, so that one with its old key can come.
+    Rename { from: String, to: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]

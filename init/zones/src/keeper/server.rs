@@ -235,6 +235,7 @@ impl Server {
                     self.forget(&key);
                 }
             }
+            Request::Rename { from, to } => self.rename(&from, to),
             Request::Restore => self.restore(),
             Request::Power { restart } => return Turn::Power { restart },
             Request::Serves => return Turn::Serves,
@@ -350,6 +351,22 @@ impl Server {
             },
             Vec::new(),
         );
+    }
+
+    fn rename(&mut self, from: &str, to: String) {
+        let ended = self
+            .processes
+            .get(from)
+            .is_some_and(|process| process.exit.is_some());
+        if !ended || self.processes.contains_key(&to) {
+            return;
+        }
+        if let Some(process) = self.processes.remove(from) {
+            if let Some(key) = self.keys.get_mut(&process.token) {
+                key.clone_from(&to);
+            }
+            self.processes.insert(to, process);
+        }
     }
 
     fn forget(&mut self, key: &str) {

@@ -167,6 +167,9 @@ impl Writer {
     /// May be called again after an error.
     pub fn finish(&mut self) -> io::Result<()> {
         self.settle()?;
+        if self.segment.is_ended() {
+            return Ok(());
+        }
         self.segment.end_life(now())
     }
 }
