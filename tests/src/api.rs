@@ -52,7 +52,7 @@ impl Connection {
     /// Sends a request; gives the status and the body of the answer.
     ///
     /// # Errors
-    /// There is no answer.
+    /// There is no answer, or not all of it.
     pub fn send(mut self, method: &str, path: &str, body: &[u8]) -> anyhow::Result<(u16, String)> {
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: monobloc\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
@@ -72,6 +72,13 @@ impl Connection {
             .nth(1)
             .and_then(|code| code.parse().ok())
             .context("The API gave no status")?;
+        let chunked = head
+            .to_ascii_lowercase()
+            .contains("\r\ntransfer-encoding: chunked");
+        anyhow::ensure!(
+            !chunked || body.ends_with("0\r\n\r\n"),
+            "The API's answer was cut off: {body:?}"
+        );
         Ok((status, body.to_owned()))
     }
 }
