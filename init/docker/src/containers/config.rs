@@ -299,6 +299,9 @@ pub(super) fn refuse(field: &str, why: &str) -> ApiError {
     ApiError::not_implemented(format!("Monobloc does not do {field} yet{why}; leave it out."))
 }
 
+/// A label that would have an effect: a container whose network has no bound must not look as if it had.
+const RATE: &str = "monobloc.net.rate";
+
 const NO_REAL_TIME: &str = "version 2 of the kernel's control groups does not divide real-time CPU time";
 const NO_SWAPPINESS: &str = "version 2 of the kernel's control groups has no swappiness of a group";
 const NO_PARENT: &str =
@@ -387,6 +390,9 @@ pub(crate) fn parse(body: Value) -> Result<Wanted> {
     };
     check_host_rest(&host.rest)?;
     check_host(&host)?;
+    if config.labels.contains_key(RATE) {
+        return Err(refuse(&format!("the label {RATE}"), ""));
+    }
     if config.image.is_empty() {
         return Err(ApiError::bad_request("No image is named (Image)."));
     }
@@ -529,6 +535,8 @@ mod tests {
             assert_eq!(error.status, hyper::StatusCode::NOT_IMPLEMENTED, "{field}");
             assert!(error.message.contains(field), "{}", error.message);
         }
+        let error = parse(json!({"Image": "x", "Labels": {RATE: "10mbit"}})).unwrap_err();
+        assert_eq!(error.status, hyper::StatusCode::NOT_IMPLEMENTED);
     }
 
     #[test]
