@@ -4,7 +4,6 @@
 //! keeps the output meanwhile, under a key of its own, so that a successor goes on with it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use store::Store;
 use tokio::sync::OwnedMutexGuard;
@@ -15,13 +14,11 @@ use zones::log::{Life, Writer};
 use super::container::Container;
 use super::run::{self, report};
 use crate::engine::Engine;
-use crate::http::{ApiError, Result, blocking};
-use crate::streams::Streams;
+use crate::http::{Result, blocking};
+use crate::streams::{BREATH, Streams};
 
 /// Ends the key of such an output, after the container's id.
 const OUTPUT: &str = ".output";
-/// Pause before the next try to open a log where the pool is full: nothing tells when it has room again.
-const BREATH: Duration = Duration::from_secs(1);
 
 fn key(id: &str) -> String {
     format!("{id}{OUTPUT}")
@@ -40,7 +37,7 @@ pub(super) async fn retire(engine: &Arc<Engine>, container: &Arc<Container>, sto
     report(id, "clean up after it", retired.map_err(Into::into));
 }
 
-/// Has process 1 forget the output when `reading` has taken it to the log, or was aborted.
+/// Has process 1 forget the output when `reading` has taken it to the log.
 pub(super) fn forget_after(engine: &Arc<Engine>, id: &str, reading: JoinHandle<()>) {
     let (engine, id) = (engine.clone(), id.to_owned());
     tokio::spawn(async move {
@@ -56,17 +53,17 @@ pub(super) async fn forget(engine: &Engine, id: &str) {
 
 /// Goes on with an output that a predecessor has left.
 pub(super) fn adopt(engine: &Arc<Engine>, container: &Arc<Container>, store: &Arc<Store>, stdio: Stdio) {
-    // A container that was just read: nobody else writes its log, and a start waits for it from now on.
-    let turn = container.log_turn.clone().try_lock_owned();
-    let (owner, owned, store) = (engine.clone(), container.clone(), store.clone());
-    let reading = tokio::spawn(async move {
+    // From now on a start waits for it.
+    let turn = run::free_log_turn(container);
+    let (engine, container, store) = (engine.clone(), container.clone(), store.clone());
+    tokio::spawn(async move {
         let heard = match turn {
-            Ok(turn) => hear(&owner, &owned, &store, stdio, turn).await,
-            Err(_) => Err(ApiError::internal("The container's log is in use.")),
+            Ok(turn) => hear(&engine, &container, &store, stdio, turn).await,
+            Err(error) => Err(error),
         };
-        report(&owned.id, "take the rest of what it said", heard);
+        report(&container.id, "take the rest of what it said", heard);
+        forget(&engine, &container.id).await;
     });
-    forget_after(engine, &container.id, reading);
 }
 
 async fn hear(
@@ -83,10 +80,7 @@ async fn hear(
     let streams = Streams::default();
     let key = key(&container.id);
     let ends = streams.open(stdio, &engine.zones, &key).map_err(run::unheard)?;
-    let relay = match ends.is_terminal() {
-        true => Some(engine.zones.relay(&key).await?),
-        false => None,
-    };
+    let relay = run::relay(engine, &key, &ends).await?;
     streams.record(ends, relay, writer, &container.id).await;
     Ok(())
 }

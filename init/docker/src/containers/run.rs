@@ -4,6 +4,7 @@
 //! restart policy, removal. Nobody else does, so that an end is settled in the same way whether the
 //! process ended by itself, was killed, or ended while no supervisor ran.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -225,6 +226,12 @@ fn open_log(
     Ok(writer.map(|writer| Log { writer, turn }))
 }
 
+/// The turn to write the log of a container that was just read: nobody else has written it.
+pub(super) fn free_log_turn(container: &Container) -> Result<OwnedMutexGuard<()>> {
+    let turn = container.log_turn.clone().try_lock_owned();
+    turn.map_err(|_| ApiError::internal("The container's log is in use."))
+}
+
 /// As [`open_log`]; the caller has its turn.
 pub(super) fn open_writer(store: &Store, container: &Container, life: LogLife) -> Result<Option<Writer>> {
     let Some(limits) = container.lock().host.log_config.limits()? else {
@@ -316,16 +323,20 @@ async fn hear(engine: Arc<Engine>, container: Arc<Container>, ends: Ends, log: O
             Err(error) => return report(&container.id, "hear it", Err(unheard(error))),
         },
     };
-    let relay = if ends.is_terminal() {
-        match engine.zones.relay(&container.id).await {
-            Ok(relay) => Some(relay),
-            Err(error) => return report(&container.id, "hear its terminal", Err(error.into())),
-        }
-    } else {
-        None
+    let relay = match relay(&engine, &container.id, &ends).await {
+        Ok(relay) => relay,
+        Err(error) => return report(&container.id, "hear its terminal", Err(error)),
     };
     container.streams.record(ends, relay, writer, &container.id).await;
     drop(turn);
+}
+
+/// What a terminal's words pass through on their way to the log; `key` is the process's.
+pub(super) async fn relay(engine: &Engine, key: &str, ends: &Ends) -> Result<Option<OwnedFd>> {
+    if !ends.is_terminal() {
+        return Ok(None);
+    }
+    Ok(Some(engine.zones.relay(key).await?))
 }
 
 /// Waits for the end and settles it.
@@ -341,9 +352,8 @@ async fn bury(
     };
     container.streams.hurry();
     let heard = tokio::time::timeout(OUTPUT_LIMIT, &mut pumping).await;
-    // What waits for room in the pool is in the pipes, and goes on waiting without the process.
-    let rest = heard.is_err().then_some(pumping);
-    if let Some(pumping) = rest.as_ref().filter(|_| !container.keeps_log()) {
+    let late = heard.is_err() && container.keeps_log();
+    if heard.is_err() && !late {
         pumping.abort();
     }
     let _turn = container.turn().await;
@@ -356,12 +366,12 @@ async fn bury(
     report(&container.id, "write its state", written);
     health::forget(&engine, &container).await;
     // Process 1 forgets it last: what is not done by then, a successor does.
-    match rest {
-        Some(pumping) => {
-            late::retire(&engine, &container, &store).await;
-            late::forget_after(&engine, &container.id, pumping);
-        }
-        None => give_back(&engine, &container, &store).await,
+    if late {
+        // It is in the pipes, and goes on waiting for room in the pool without the process.
+        late::retire(&engine, &container, &store).await;
+        late::forget_after(&engine, &container.id, pumping);
+    } else {
+        give_back(&engine, &container, &store).await;
     }
     if container.record().host.auto_remove {
         remove_ended(&engine, &container, &store).await;
@@ -499,10 +509,7 @@ pub(crate) fn adopt(
     stdio: Stdio,
 ) -> Result<()> {
     let stdio = without_lost_input(engine, container, stdio);
-    // A container that was just read: nobody else has written its log.
-    let turn = container.log_turn.clone().try_lock_owned();
-    let turn = turn.map_err(|_| ApiError::internal("The container's log is in use."))?;
-    let log = open_log(store, container, LogLife::Continued, turn)?;
+    let log = open_log(store, container, LogLife::Continued, free_log_turn(container)?)?;
     let ends = container.streams.open(stdio, &engine.zones, &container.id);
     let ends = ends.map_err(unheard)?;
     let (owned, kept) = (container.clone(), store.clone());

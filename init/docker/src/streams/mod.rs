@@ -31,6 +31,7 @@ mod record;
 pub(crate) use attend::{Attachment, Source, attend, parse_detach_keys};
 pub(crate) use buffer::buffered;
 pub(crate) use follow::{Follower, Span};
+pub(crate) use record::BREATH;
 
 /// Bytes read from a process at a time.
 const CHUNK: usize = 32 << 10;

@@ -21,7 +21,7 @@ static TURNS: Semaphore = Semaphore::const_new(32);
 /// Bytes that a process may have written before it is another's turn.
 const BUDGET: usize = 4 << 20;
 /// Pause before the next try where the pool is full: nothing tells when it has room again.
-const BREATH: Duration = Duration::from_secs(1);
+pub(crate) const BREATH: Duration = Duration::from_secs(1);
 
 /// Everything that a turn needs, and what came of it.
 struct Turn {

@@ -36,6 +36,16 @@ fn sent(store: &Store, of: Of<'_>, snapshot: &str, from: Option<&str>) -> Vec<u8
     bytes
 }
 
+/// A volume of all that there can be, as it is sent, and the transfer's id.
+fn volume_sent(store: &Store) -> (Vec<u8>, String) {
+    store.create_volume("data", None).unwrap();
+    fill(&store.volume_path("data"));
+    store.create_snapshot(DATA, "first").unwrap();
+    let whole = sent(store, DATA, "first", None);
+    let id = transfer_id(&label(&whole));
+    (whole, id)
+}
+
 fn label(bytes: &[u8]) -> Vec<u8> {
     let length = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;
     bytes[20..20 + length].to_vec()
@@ -267,11 +277,7 @@ fn what_a_volume_has_received_counts_for_its_limit() {
 fn what_is_cut_off_goes_on_where_it_was_after_a_boot_too_and_is_not_seen_before_it_is_whole() {
     let (here, mut there) = (TestPool::new(POOL), TestPool::new(POOL));
     let one = here.store();
-    one.create_volume("data", None).unwrap();
-    fill(&one.volume_path("data"));
-    one.create_snapshot(DATA, "first").unwrap();
-    let whole = sent(&one, DATA, "first", None);
-    let id = transfer_id(&label(&whole));
+    let (whole, id) = volume_sent(&one);
     let cuts = [
         0,
         10,
@@ -320,11 +326,7 @@ fn what_is_cut_off_goes_on_where_it_was_after_a_boot_too_and_is_not_seen_before_
 fn what_is_not_on_the_disk_for_certain_is_sent_again() {
     let (here, mut there) = (TestPool::new(POOL), TestPool::new(POOL));
     let one = here.store();
-    one.create_volume("data", None).unwrap();
-    fill(&one.volume_path("data"));
-    one.create_snapshot(DATA, "first").unwrap();
-    let whole = sent(&one, DATA, "first", None);
-    let id = transfer_id(&label(&whole));
+    let (whole, id) = volume_sent(&one);
     let begun = whole.len() / 2;
     {
         let two = there.store();

@@ -227,11 +227,7 @@ impl Server {
                 }
             }
             Request::Acknowledge { key } => {
-                if self
-                    .processes
-                    .get(&key)
-                    .is_some_and(|process| process.exit.is_some())
-                {
+                if self.has_ended(&key) {
                     self.forget(&key);
                 }
             }
@@ -353,12 +349,13 @@ impl Server {
         );
     }
 
+    fn has_ended(&self, key: &str) -> bool {
+        let process = self.processes.get(key);
+        process.is_some_and(|process| process.exit.is_some())
+    }
+
     fn rename(&mut self, from: &str, to: String) {
-        let ended = self
-            .processes
-            .get(from)
-            .is_some_and(|process| process.exit.is_some());
-        if !ended || self.processes.contains_key(&to) {
+        if !self.has_ended(from) || self.processes.contains_key(&to) {
             return;
         }
         if let Some(process) = self.processes.remove(from) {

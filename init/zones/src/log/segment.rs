@@ -150,7 +150,7 @@ impl Segment {
     }
 
     /// Whether the last life has its end, or there was none yet.
-    pub(super) fn is_ended(&self) -> bool {
+    fn is_ended(&self) -> bool {
         match self.last.kind {
             Kind::End => true,
             Kind::Begin { .. } => self.last.open == [0, 0] && self.number == super::FIRST_SEGMENT,
@@ -158,8 +158,11 @@ impl Segment {
         }
     }
 
-    /// Notes the end of the process's life.
+    /// Notes the end of the process's life, unless it is noted.
     pub(super) fn end_life(&mut self, time: i64) -> io::Result<()> {
+        if self.is_ended() {
+            return Ok(());
+        }
         self.append(Record {
             kind: Kind::End,
             time,

@@ -63,7 +63,7 @@ impl Writer {
             segment,
             progress,
         };
-        if life == Life::New && !writer.segment.is_ended() {
+        if life == Life::New {
             writer.segment.end_life(now())?;
         }
         writer.progress.send_modify(|progress| progress.ended = false);
@@ -167,9 +167,6 @@ impl Writer {
     /// May be called again after an error.
     pub fn finish(&mut self) -> io::Result<()> {
         self.settle()?;
-        if self.segment.is_ended() {
-            return Ok(());
-        }
         self.segment.end_life(now())
     }
 }
