@@ -9,6 +9,7 @@ mod boot;
 mod console;
 mod identity;
 mod keeper;
+mod keys;
 mod link;
 mod modules;
 mod mounts;
@@ -17,6 +18,7 @@ mod pool;
 mod power;
 mod preload;
 mod supervisor;
+mod tpm;
 mod zone_init;
 
 use std::process::ExitCode;

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use anyhow::Context;
-use handover::PoolPolicy;
-use store::{Kind, Policy, Pool, Store};
+use handover::{BootConfig, PoolEncryption, PoolPolicy};
+use store::{Kind, Policy, Pool, Protection, Store};
 
 use crate::console::say;
+use crate::keys::Keyring;
 use crate::modules::Loader;
 
 /// Where the pool is mounted.
@@ -30,12 +31,14 @@ pub(crate) fn kind() -> String {
 
 /// Opens the pool that the policy allows and the store in it. A pool that an earlier supervisor
 /// mounted is taken as it is.
-pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store> {
+pub(crate) fn open(config: &BootConfig, keys: &Keyring, modules: &Loader) -> anyhow::Result<Store> {
     MODULES
         .iter()
         .try_for_each(|module| modules.load(module))
         .map_err(anyhow::Error::msg)?;
-    let opened = Pool::choose(as_policy(policy), Path::new(POOL)).context("Cannot open a pool")?;
+    let opened = Pool::choose(as_policy(config), keys, Path::new(POOL)).context("Cannot open a pool");
+    keys.settle(opened.is_ok());
+    let opened = opened?;
     for note in &opened.notes {
         say!("pool: {note}");
     }
@@ -65,10 +68,14 @@ pub(crate) fn open(policy: PoolPolicy, modules: &Loader) -> anyhow::Result<Store
     Ok(store)
 }
 
-fn as_policy(policy: PoolPolicy) -> Policy {
+fn as_policy(config: &BootConfig) -> Policy {
     Policy {
-        claim_blank: policy == PoolPolicy::ClaimBlank,
-        memory_only: policy == PoolPolicy::Memory,
+        claim_blank: config.pool == PoolPolicy::ClaimBlank,
+        memory_only: config.pool == PoolPolicy::Memory,
+        encryption: config.pool_encryption.map(|encryption| match encryption {
+            PoolEncryption::Bundle => Protection::Bundle,
+            PoolEncryption::Tpm => Protection::Tpm,
+        }),
         memory_size: None,
     }
 }

@@ -23,6 +23,7 @@ use zones::{Cgroups, Most, Zones};
 
 use crate::boot::report;
 use crate::console::{self, say};
+use crate::keys::Keyring;
 use crate::modules::Loader;
 use crate::{identity, link, pool, preload};
 
@@ -31,6 +32,7 @@ const INIT: &str = "/init";
 const CGROUPS: &str = "/sys/fs/cgroup";
 /// Name under which process 1 keeps the API's listening socket.
 const LISTENER: &str = "api";
+const LOCKED: &str = "The pool is locked: type its passphrase at the console, or run `monobloc pool unlock`.";
 /// How long zones may take to stop when the machine ends.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 /// The supervisor's own cgroup, so that the zones' limits say nothing of it.
@@ -79,11 +81,20 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     }
     let (power, mut asked) = mpsc::unbounded_channel();
     let listening = kept.remove(LISTENER);
-    let engine = Engine::new(zones.clone(), survivors, kept, engine_config(&config, power));
+    let keys = Arc::new(Keyring::new(loader.clone()));
+    let engine = Engine::new(
+        zones.clone(),
+        survivors,
+        kept,
+        engine_config(&config, &keys, power),
+    );
     let boot = !engine.is_successor();
     // A predecessor has loaded them: the pool and the zones need not wait.
     let early = boot.then(|| devices(&loader));
     let bundle = read_bundle(&loader).await;
+    if let Some(key) = bundle.as_ref().and_then(|bundle| bundle.pool_key.as_ref()) {
+        keys.set_bundle(key);
+    }
     let name = report("name", Instant::now(), identity::name_machine(bundle.as_ref())).unwrap_or_default();
     let served = match &bundle {
         Some(bundle) => api(bundle, listening, &zones, &engine).await,
@@ -101,7 +112,13 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
         let _ = devices.await;
     }
     let network = bridge(&loader);
-    let store = open_pool(&config, &loader);
+    let locked = Arc::downgrade(&engine);
+    keys.set_on_wait(Box::new(move || {
+        if let Some(engine) = locked.upgrade() {
+            engine.no_store(LOCKED);
+        }
+    }));
+    let store = open_pool(&config, &keys, &loader);
     load_always(&config, &loader);
     let coming = tokio::spawn(bring_up(engine.clone(), config, network, store));
     if !boot {
@@ -127,7 +144,12 @@ async fn serve(keeper: OwnedFd) -> anyhow::Result<()> {
     std::future::pending().await
 }
 
-fn engine_config(config: &Arc<BootConfig>, power: mpsc::UnboundedSender<Power>) -> EngineConfig {
+fn engine_config(
+    config: &Arc<BootConfig>,
+    keys: &Arc<Keyring>,
+    power: mpsc::UnboundedSender<Power>,
+) -> EngineConfig {
+    let desk = keys.clone();
     EngineConfig {
         name: config.name.clone(),
         version: crate::version(),
@@ -143,6 +165,8 @@ fn engine_config(config: &Arc<BootConfig>, power: mpsc::UnboundedSender<Power>) 
             }
             let _ = power.send(end);
         }),
+        keys: keys.clone(),
+        unlock: Box::new(move |secret| desk.unlock(secret)),
         pool_kind: Box::new(pool::kind),
     }
 }
@@ -289,11 +313,15 @@ fn load_always(config: &Arc<BootConfig>, loader: &Arc<Loader>) {
     });
 }
 
-fn open_pool(config: &Arc<BootConfig>, loader: &Arc<Loader>) -> JoinHandle<Option<Arc<Store>>> {
-    let (policy, loader) = (config.pool, loader.clone());
+fn open_pool(
+    config: &Arc<BootConfig>,
+    keys: &Arc<Keyring>,
+    loader: &Arc<Loader>,
+) -> JoinHandle<Option<Arc<Store>>> {
+    let (config, keys, loader) = (config.clone(), keys.clone(), loader.clone());
     spawn_blocking(move || {
         let started = Instant::now();
-        report("pool", started, pool::open(policy, &loader).map(Told)).map(|told| Arc::new(told.0))
+        report("pool", started, pool::open(&config, &keys, &loader).map(Told)).map(|told| Arc::new(told.0))
     })
 }
 

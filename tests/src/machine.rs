@@ -447,6 +447,7 @@ fn imitated(boot: &Boot, image: &Built, folder: &Path, api: u16) -> anyhow::Resu
         boot: start,
         memory: boot.memory,
         cpus: 2,
+        tpm: None,
         disk: boot.disk.as_ref().map(|disk| disk.path().to_owned()),
         more_disks: boot
             .more_disks

@@ -10,6 +10,7 @@ mod doctor;
 mod down;
 mod inspect;
 mod logs;
+mod passphrase;
 mod pick;
 mod pool;
 mod send;

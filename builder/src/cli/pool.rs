@@ -1,16 +1,17 @@
 //! `monobloc disks` and `monobloc pool`.
 
 use std::io::{self, BufRead as _, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use clap::{Args, Subcommand};
-use monobloc::client::{Api, Disk, Order, Stage};
+use clap::{Args, Subcommand, ValueEnum};
+use monobloc::client::{Api, Disk, Encryption, Order, Stage};
 use monobloc::progress::{self, Step};
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::{pick, text};
+use super::{passphrase, pick, text};
 
 /// How long the appliance may take for an answer, or to begin.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,6 +40,9 @@ pub(super) struct Disks {
 #[command(after_help = "Examples:
   monobloc pool status             what it lies on, and what it promises
   monobloc pool create S3ZNB0      move a pool that is in memory to a disk
+  monobloc pool create S3ZNB0 --encrypt passphrase
+                                   which nobody can read without the passphrase
+  monobloc pool unlock             give a machine that has started its passphrase
   monobloc pool add vdb            take another disk in
   monobloc pool add vdb --erase    although it bears something, which will be lost
   monobloc pool replace S3ZNB1     put a disk in the place of the one that is missing
@@ -66,10 +70,23 @@ enum PoolCommand {
     Create {
         #[arg(required = true, value_name = "DISK")]
         disks: Vec<String>,
+        /// Encrypt the disks; the key is with whoever knows the passphrase, in the bundle that the
+        /// machine is started with, or in its TPM
+        #[arg(long, value_name = "KEY")]
+        encrypt: Option<KeyPlace>,
+        /// Read the passphrase from a file's first line (`-`: standard input) instead of asking
+        #[arg(long, value_name = "FILE", requires = "encrypt")]
+        passphrase_file: Option<PathBuf>,
         #[command(flatten)]
         consent: Consent,
     },
-    /// Take disks into the pool
+    /// Give a machine the passphrase of its encrypted pool, for which it waits when it has started
+    Unlock {
+        /// Read the passphrase from a file's first line (`-`: standard input) instead of asking
+        #[arg(long, value_name = "FILE")]
+        passphrase_file: Option<PathBuf>,
+    },
+    /// Take disks into the pool; they are encrypted if it is
     Add {
         #[arg(required = true, value_name = "DISK")]
         disks: Vec<String>,
@@ -96,6 +113,14 @@ enum PoolCommand {
     },
     /// Read everything on every disk, and repair what is damaged; done every month by itself
     Scrub,
+}
+
+/// Where the key of an encrypted pool is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum KeyPlace {
+    Passphrase,
+    Bundle,
+    Tpm,
 }
 
 #[derive(Debug, Clone, Copy, Args)]
@@ -134,18 +159,47 @@ pub(super) fn pool(arguments: &Pool) -> anyhow::Result<()> {
                 text::print(&status(&told))
             };
         }
-        PoolCommand::Create { disks, .. } => order("create", disks, None),
+        PoolCommand::Unlock { passphrase_file } => {
+            let passphrase = passphrase::read(passphrase_file.as_deref(), false)?;
+            api.unlock_pool(&passphrase, LIMIT)?;
+            return text::print(&format!("The pool of {name} is open.\n"));
+        }
+        PoolCommand::Create {
+            disks,
+            encrypt,
+            passphrase_file,
+            ..
+        } => Order {
+            encryption: encryption(*encrypt, passphrase_file.as_deref())?,
+            ..order("create", disks, None)
+        },
         PoolCommand::Add { disks, .. } => order("add", disks, None),
         PoolCommand::Remove { disk, .. } => order("remove", std::slice::from_ref(disk), None),
         PoolCommand::Replace { new, old, .. } => order("replace", std::slice::from_ref(new), old.clone()),
         PoolCommand::Scrub => order("scrub", &[], None),
     };
     let order = confirmed(&api, order, &arguments.command, &name)?;
+    let recovery = order.encryption.as_ref().and_then(Encryption::recovery_key);
     let progress = progress::for_stderr();
     let step = progress.step(&format!("{} of the pool of {name}", order.verb));
     api.change_pool(&order, LIMIT, &mut stages(&*step))?;
     step.finish();
+    if let Some(key) = recovery {
+        text::print(&format!(
+            "Recovery key: {key}\n  Keep it where the machine is not: it opens the pool where the TPM does not, for instance\n  after a change of Secure Boot. The machine asks for it then.\n\n"
+        ))?;
+    }
     text::print(&status(&api.pool(LIMIT)?))
+}
+
+fn encryption(place: Option<KeyPlace>, file: Option<&std::path::Path>) -> anyhow::Result<Option<Encryption>> {
+    Ok(match place {
+        None => None,
+        Some(KeyPlace::Passphrase) => Some(Encryption::Passphrase(passphrase::read(file, true)?)),
+        Some(_) if file.is_some() => bail!("Only `--encrypt passphrase` has a passphrase"),
+        Some(KeyPlace::Bundle) => Some(Encryption::Bundle),
+        Some(KeyPlace::Tpm) => Some(Encryption::tpm()?),
+    })
 }
 
 /// Tells on a step how far the appliance is.
@@ -169,7 +223,7 @@ fn order(verb: &'static str, disks: &[String], old: Option<String>) -> Order {
         verb,
         disks: disks.to_vec(),
         old,
-        erase: false,
+        ..Order::default()
     }
 }
 
@@ -199,7 +253,7 @@ fn confirmed(api: &Api, order: Order, command: &PoolCommand, machine: &str) -> a
             ask(&question, *yes)?;
             return Ok(order);
         }
-        PoolCommand::Status { .. } | PoolCommand::Scrub => return Ok(order),
+        PoolCommand::Status { .. } | PoolCommand::Unlock { .. } | PoolCommand::Scrub => return Ok(order),
     };
     let disks = known(&api.disks(LIMIT)?)?;
     let mut lost = Vec::new();
@@ -344,6 +398,9 @@ fn member(disk: &Value) -> String {
         text.push_str(&format!(" (serial number {})", words("/serial")));
     }
     text.push_str(&format!(", {}", text::size(get("/size"))));
+    if disk.get("encrypted").and_then(Value::as_bool) == Some(true) {
+        text.push_str(", encrypted");
+    }
     if disk.get("missing").and_then(Value::as_bool) == Some(true) {
         text.push_str(&format!(", {}", text::red("missing")));
     }
@@ -393,7 +450,7 @@ mod tests {
         let told = status(&json!({
             "profile": "survives the loss of one disk", "total": 10_u64 << 30, "free": 9_u64 << 30,
             "disks": [
-                {"id": 1, "name": "vda", "serial": "S3", "size": 10_u64 << 30, "missing": false,
+                {"id": 1, "name": "vda", "serial": "S3", "size": 10_u64 << 30, "missing": false, "encrypted": true,
                  "errors": {"read": 3}, "scrubs": {"repaired": 7}},
                 {"id": 2, "name": null, "serial": "", "size": 10_u64 << 30, "missing": true},
             ],
@@ -403,7 +460,7 @@ mod tests {
         for part in [
             "survives the loss of one disk",
             "1.0 GiB of 10.0 GiB",
-            "vda (serial number S3), 10.0 GiB, 3 read errors, 7 blocks repaired by scrubs",
+            "vda (serial number S3), 10.0 GiB, encrypted, 3 read errors, 7 blocks repaired by scrubs",
             "number 2, 10.0 GiB, missing",
             "replace: copying to the new disk, 25 %",
             "The pool's disk number 2 is missing.",

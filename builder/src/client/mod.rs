@@ -12,7 +12,7 @@ pub mod tls;
 mod transfers;
 mod upgrade;
 
-pub use pool::{Disk, Order, Stage};
+pub use pool::{Disk, Encryption, Order, Stage};
 pub use snapshots::{Kind, Subject};
 pub use transfers::{Beginning, DIGEST_AND_MARK, SENT, Source};
 pub use upgrade::Upgraded;

@@ -24,6 +24,54 @@ pub struct Order {
     /// The one that is replaced; the missing one where it is not said.
     pub old: Option<String>,
     pub erase: bool,
+    /// How a pool that is created is encrypted, if it is.
+    pub encryption: Option<Encryption>,
+}
+
+/// Where the key of an encrypted pool is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Encryption {
+    Passphrase(String),
+    /// In the bundle that the machine is started with.
+    Bundle,
+    /// In its TPM; what opens the pool where that does not.
+    Tpm {
+        recovery_key: String,
+    },
+}
+
+impl std::fmt::Debug for Encryption {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Encryption")
+    }
+}
+
+impl Encryption {
+    /// The TPM, with a new recovery key.
+    ///
+    /// # Errors
+    /// There are no random bytes.
+    pub fn tpm() -> std::io::Result<Encryption> {
+        let recovery_key = crate::site::random_key()?;
+        Ok(Encryption::Tpm { recovery_key })
+    }
+
+    /// What its owner has to keep, if the machine has the key itself.
+    #[must_use]
+    pub fn recovery_key(&self) -> Option<String> {
+        match self {
+            Encryption::Tpm { recovery_key } => Some(recovery_key.clone()),
+            _ => None,
+        }
+    }
+
+    fn told(&self) -> Value {
+        match self {
+            Encryption::Passphrase(passphrase) => json!({"by": "passphrase", "passphrase": passphrase}),
+            Encryption::Bundle => json!({"by": "bundle"}),
+            Encryption::Tpm { recovery_key } => json!({"by": "tpm", "passphrase": recovery_key}),
+        }
+    }
 }
 
 /// A disk of the machine.
@@ -66,6 +114,16 @@ impl Api {
         self.call_for_json(Method::GET, "/monobloc/v1/pool", Bytes::new(), limit)
     }
 
+    /// Gives the appliance the passphrase that it waits for.
+    ///
+    /// # Errors
+    /// As [`Api::ping`]; it waits for none, or it is not the right one.
+    pub fn unlock_pool(&self, passphrase: &str, limit: Duration) -> Result<(), ApiError> {
+        let body = json!({"passphrase": passphrase}).to_string();
+        self.call(Method::POST, "/monobloc/v1/pool/unlock", Bytes::from(body), limit)
+            .map(drop)
+    }
+
     /// Has the pool changed, and waits until it is, however long; `limit` is for each word of it.
     ///
     /// # Errors
@@ -77,7 +135,10 @@ impl Api {
         tell: &mut dyn FnMut(&Stage),
     ) -> Result<(), ApiError> {
         let path = format!("/monobloc/v1/pool/{}", order.verb);
-        let body = json!({"disks": order.disks, "old": order.old, "erase": order.erase});
+        let body = json!({
+            "disks": order.disks, "old": order.old, "erase": order.erase,
+            "encryption": order.encryption.as_ref().map(Encryption::told),
+        });
         let done = self.follow_work(&path, Bytes::from(body.to_string()), limit, tell);
         done.map(drop)
     }

@@ -107,7 +107,8 @@ impl Contents {
 }
 
 fn modules(recipe: &Recipe, kernel: &Kernel) -> anyhow::Result<ModuleIndex> {
-    let all = recipe.modules.always.iter().chain(&recipe.modules.by_device);
+    let all = &recipe.modules;
+    let all = all.always.iter().chain(&all.by_device).chain(&all.on_demand);
     let without: BTreeSet<&str> = recipe
         .modules
         .without
@@ -116,8 +117,8 @@ fn modules(recipe: &Recipe, kernel: &Kernel) -> anyhow::Result<ModuleIndex> {
         .collect();
     let mut index = closure::closure(&kernel.catalog, all.map(|name| name.get_ref().as_str()), &without)?;
     // A module that is loaded for a device is there anyway once it was loaded always; its patterns
-    // would only be compared for nothing.
-    for name in &recipe.modules.always {
+    // would only be compared for nothing. What is there on demand no device may ask for.
+    for name in recipe.modules.always.iter().chain(&recipe.modules.on_demand) {
         if let Some(entry) = index.modules.get_mut(name.get_ref().as_str()) {
             entry.aliases.clear();
         }
@@ -150,6 +151,7 @@ fn boot_config(recipe: &Recipe, images: &[Prepared]) -> BootConfig {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         load_modules: names(&recipe.modules.always),
         pool: recipe.pool.policy,
+        pool_encryption: recipe.pool.encryption,
         images: preloaded(images),
         zones: recipe.zones.iter().map(zone).collect(),
         allow_host_privilege: recipe.zone_rules.allow_host_privilege,

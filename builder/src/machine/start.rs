@@ -136,6 +136,7 @@ impl Machine {
             cpus: record.cpus,
             disk,
             more_disks: start.more_disks.to_vec(),
+            tpm: None,
             forwards: Some([&[api], record.forwards.as_slice()].concat()),
             bundle: Some(self.bundle()),
             log: self.log(),

@@ -63,6 +63,8 @@ pub struct Qemu {
     /// More of them, each with its serial number, on a controller where disks can be plugged and
     /// pulled while the machine runs.
     pub more_disks: Vec<(String, PathBuf)>,
+    /// Socket of a software TPM (`swtpm`); none: a machine without a TPM.
+    pub tpm: Option<PathBuf>,
     /// None: a machine without a network card.
     pub forwards: Option<Vec<Forward>>,
     /// The node bundle as JSON; QEMU reads it once, at the start.
@@ -170,6 +172,11 @@ impl Qemu {
                 ),
             );
         }
+        if let Some(tpm) = &self.tpm {
+            line.add_path("-chardev", "socket,id=tpm,path=", tpm);
+            line.add("-tpmdev", "emulator,id=tpm,chardev=tpm");
+            line.add("-device", "tpm-crb,tpmdev=tpm");
+        }
         if let Some(bundle) = &self.bundle {
             line.add_path("-fw_cfg", &format!("name={FW_CFG_BUNDLE},file="), bundle);
         }
@@ -236,6 +243,7 @@ mod tests {
             cpus: 2,
             disk: Some("/state/a,b/disk.img".into()),
             more_disks: vec![("second".into(), "/state/second.img".into())],
+            tpm: None,
             forwards: Some(vec![
                 Forward {
                     protocol: Protocol::Tcp,

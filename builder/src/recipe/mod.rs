@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use handover::PoolPolicy;
+use handover::{PoolEncryption, PoolPolicy};
 use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
@@ -85,6 +85,8 @@ pub struct Modules {
     pub always: Vec<Spanned<ModuleName>>,
     /// In the image for the devices that ask for them.
     pub by_device: Vec<Spanned<ModuleName>>,
+    /// In the image for what needs them, which loads them then: encryption of disks, for one.
+    pub on_demand: Vec<Spanned<ModuleName>>,
     /// Soft dependencies (what a module uses if it is there) that the image goes without.
     pub without: Vec<Spanned<ModuleName>>,
     /// Whether modules keep the signature of who built the kernel. A kernel that was started by
@@ -97,6 +99,7 @@ impl Default for Modules {
         Self {
             always: Vec::new(),
             by_device: Vec::new(),
+            on_demand: Vec::new(),
             without: Vec::new(),
             signatures: true,
         }
@@ -129,6 +132,9 @@ pub enum Compression {
 pub struct Pool {
     #[serde(default)]
     pub policy: PoolPolicy,
+    /// Where the key of disks that are claimed is; without it they are not encrypted.
+    #[serde(default)]
+    pub encryption: Option<PoolEncryption>,
 }
 
 /// `[registry]`

@@ -58,6 +58,19 @@ pub enum SiteError {
     Signing { subject: String, source: rcgen::Error },
 }
 
+/// 256 random bits as hexadecimal digits, which a person can type where he must.
+///
+/// # Errors
+/// There are no random bytes.
+pub fn random_key() -> io::Result<String> {
+    let mut bytes = [0; 32];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    random
+        .fill(&mut bytes)
+        .map_err(|_| io::Error::other("there are no random bytes"))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// One operator's site.
 #[derive(Debug)]
 pub struct Site {
@@ -126,7 +139,26 @@ impl Site {
             ca: self.ca.clone(),
             certificate,
             key: key.serialize_pem(),
+            pool_key: Some(self.pool_key(name)?),
         })
+    }
+
+    /// What encrypted disks of a node are opened with; made at first use, and the same from then on.
+    fn pool_key(&self, name: &str) -> Result<String, SiteError> {
+        let dir = self.dir.join("pool-keys");
+        files::make_private_dir(&dir)?;
+        let _lock = files::lock(&dir)?;
+        let path = dir.join(name);
+        if files::exists(&path)? {
+            return files::read(&path).map(|key| key.trim_end().to_owned());
+        }
+        let key = random_key().map_err(|source| SiteError::File {
+            action: "make random bytes for",
+            path: path.clone(),
+            source,
+        })?;
+        files::write_private(&path, &format!("{key}\n"))?;
+        Ok(key)
     }
 
     /// Makes the client's key and certificate, or renews the certificate.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use handover::BootZone;
 use network::Networks;
 use store::Store;
+use store::luks::Secret;
 use tokio::sync::{Semaphore, watch};
 use zones::{Survivor, Zones};
 
@@ -50,6 +51,11 @@ pub struct EngineConfig {
     pub zone_init: Option<String>,
     /// Ends the machine; called after the answer was given.
     pub power: Box<dyn Fn(Power) + Send + Sync>,
+    /// The secrets of encrypted disks.
+    pub keys: Arc<dyn store::Keys>,
+    /// Gives a passphrase to the pool that waits for one, and waits for what comes of it: whether it was
+    /// the right one, or a sentence.
+    pub unlock: Box<dyn Fn(Secret) -> std::result::Result<bool, String> + Send + Sync>,
     /// What lies under the store: `disk` or `memory`, for `info` and the status.
     pub pool_kind: Box<dyn Fn() -> String + Send + Sync>,
 }

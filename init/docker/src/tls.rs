@@ -86,6 +86,7 @@ mod tests {
             ca: site.pem(),
             certificate,
             key,
+            pool_key: None,
         }
     }
 

@@ -47,6 +47,29 @@ fn a_pool_in_memory_is_told_scrubbed_and_left_where_it_is() {
             ("replace", json!({"disks": ["nobody"]}), 409),
             ("create", json!({"disks": ["a"], "force": true}), 400),
             ("dance", json!({}), 404),
+            ("unlock", json!({"passphrase": "open sesame"}), 409),
+            ("unlock", json!({}), 400),
+            ("add", json!({"disks": ["a"], "encryption": {"by": "tpm"}}), 400),
+            (
+                "create",
+                json!({"disks": ["a"], "encryption": {"by": "magic"}}),
+                400,
+            ),
+            (
+                "create",
+                json!({"disks": ["a"], "encryption": {"by": "passphrase"}}),
+                400,
+            ),
+            (
+                "create",
+                json!({"disks": ["a"], "encryption": {"by": "passphrase", "passphrase": "short"}}),
+                400,
+            ),
+            (
+                "create",
+                json!({"disks": ["a"], "encryption": {"by": "tpm"}}),
+                409,
+            ),
         ] {
             let (status, answer) = machine.ask("POST", &format!("pool/{verb}"), &body);
             assert_eq!(status, expected, "{verb}: {answer:?}");

@@ -33,6 +33,9 @@ pub struct BootConfig {
     /// Modules that are loaded whether a device asks for them or not, in this order.
     pub load_modules: Vec<String>,
     pub pool: PoolPolicy,
+    /// How the disks that are claimed are encrypted, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_encryption: Option<PoolEncryption>,
     /// Preloaded archives, file names within [`IMAGES_DIR`].
     pub images: Vec<PreloadedImage>,
     /// Zones that start at boot.
@@ -54,6 +57,16 @@ pub enum PoolPolicy {
     ClaimBlank,
     /// Always in memory.
     Memory,
+}
+
+/// Where the key of encrypted disks is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PoolEncryption {
+    /// In the node's bundle.
+    Bundle,
+    /// In the machine's TPM.
+    Tpm,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,4 +158,7 @@ pub struct NodeBundle {
     pub certificate: String,
     /// The certificate's private key. PEM, PKCS#8.
     pub key: String,
+    /// What encrypted disks of the node can be opened with, as text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_key: Option<String>,
 }

@@ -23,13 +23,15 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, netlink, socket_with};
 
+use crate::encryption::Mapping;
 use crate::error::{During, Result};
+use crate::luks::Header;
 use crate::mkfs;
 use crate::pool::LABEL;
 use signature::Extent;
 pub use superblock::Membership;
 
-const SYS_BLOCK: &str = "/sys/block";
+pub(crate) const SYS_BLOCK: &str = "/sys/block";
 /// Unit of `/sys/block/*/size`.
 const SYS_SECTOR: u64 = 512;
 const EDGE: u64 = 1 << 20;
@@ -58,7 +60,17 @@ pub struct Disk {
     pub boot: bool,
     /// What the kernel does with it or a part of it.
     pub user: Option<String>,
+    /// What it bears; of an encrypted disk that is open, what is behind the encryption.
     pub content: Content,
+    /// The device that shows what is behind the encryption of the disk, if that is open: `/dev/dm-0`
+    pub mapping: Option<PathBuf>,
+}
+
+impl Disk {
+    /// The device that has the disk's data.
+    pub fn data(&self) -> &Path {
+        self.mapping.as_deref().unwrap_or(&self.path)
+    }
 }
 
 /// What a disk bears. Anything in doubt is [`Content::Foreign`].
@@ -67,6 +79,8 @@ pub enum Content {
     Blank,
     /// A disk of a pool of this system, not necessarily the one in use.
     Pool(Membership),
+    /// The same, as far as can be told while it is closed.
+    Encrypted,
     /// What it is, as far as it can be told: `an ext4 filesystem`.
     Foreign(String),
 }
@@ -119,12 +133,19 @@ fn names_in(sys_block: &Path) -> Result<Vec<String>> {
 fn read_disk(sysfs: &Path, dev: &Path, name: String) -> Disk {
     let path = dev.join(&name);
     let size = identity::text(sysfs, "size").parse::<u64>().unwrap_or(0) * SYS_SECTOR;
-    let mut user = in_use(sysfs).or_else(|| busy(&path));
+    let mapping = Mapping::of(&name).map(|mapping| mapping.path);
+    let mut user = match &mapping {
+        Some(mapping) => busy(mapping),
+        None => in_use(sysfs).or_else(|| busy(&path)),
+    };
     let mut boot = false;
     let content = match File::open(&path) {
         Ok(file) => {
             boot = identity::is_boot_medium(&file, size);
-            inspect(&file, size)
+            match &mapping {
+                Some(mapping) => inspect_opened(mapping),
+                None => inspect(&file, size),
+            }
         }
         Err(reason) => Content::Foreign(format!("something that cannot be read ({reason})")),
     };
@@ -146,9 +167,15 @@ fn read_disk(sysfs: &Path, dev: &Path, name: String) -> Disk {
         boot,
         user,
         content,
+        mapping,
         path,
         name,
     }
+}
+
+fn inspect_opened(mapping: &Path) -> Content {
+    let looked = File::open(mapping).and_then(|file| look(&file, sys::block::size(&file)?));
+    looked.unwrap_or_else(|reason| Content::Foreign(format!("something that cannot be read ({reason})")))
 }
 
 /// Opens a disk as its only user, which fails while it or a part of it is mounted or swapped to.
@@ -165,7 +192,7 @@ fn busy(path: &Path) -> Option<String> {
     (reason.kind() == io::ErrorKind::ResourceBusy).then(|| "data in use".to_owned())
 }
 
-fn entries(dir: &Path) -> Vec<String> {
+pub(crate) fn entries(dir: &Path) -> Vec<String> {
     let names = fs::read_dir(dir).into_iter().flatten().flatten();
     names
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
@@ -211,6 +238,9 @@ fn look(file: &File, size: u64) -> io::Result<Content> {
         .filter(|member| ours(&member.label))
     {
         return Ok(Content::Pool(member));
+    }
+    if Header::read(file)?.is_some_and(|header| !header.locks().is_empty()) {
+        return Ok(Content::Encrypted);
     }
     let known = signature::names(&extent)?;
     if !known.is_empty() {
@@ -309,6 +339,9 @@ fn is_of_disk(message: &[u8]) -> bool {
 /// The disk is in use, or cannot be written.
 pub(crate) fn wipe(disk: &Disk) -> Result<()> {
     let what = || format!("erase {}", disk.path.display());
+    if let Some(mapping) = Mapping::of(&disk.name) {
+        mapping.close()?;
+    }
     let file = open_alone(&disk.path, true).during(what())?;
     let zeros = vec![0; EDGE as usize];
     let last = disk.size.saturating_sub(EDGE);

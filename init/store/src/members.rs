@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 use sys::btrfs_devices::{self as devices, group};
 
 use crate::disk::{self, Content, Disk};
+use crate::encryption::{Mapping, Volume, behind};
 use crate::error::{During, Error, Result};
+use crate::luks::{DATA_OFFSET, Lock, Secret};
 use crate::pool::LABEL;
 
 /// How often a running operation is asked how far it is; the kernel has no event for it.
@@ -80,6 +82,7 @@ pub struct Member {
     /// Empty where it is not known.
     pub serial: String,
     pub missing: bool,
+    pub encrypted: bool,
     /// Bytes, and those of them that are given to data or metadata.
     pub size: u64,
     pub used: u64,
@@ -168,17 +171,23 @@ impl Members {
     fn member(&self, uuid: &str, device: devices::Device) -> Member {
         let marked = fs::read_to_string(format!("/sys/fs/btrfs/{uuid}/devinfo/{}/missing", device.id));
         let marked = marked.is_ok_and(|text| text.trim() == "1");
-        // A disk that is pulled out under the pool stays its device, and only its node goes away.
-        let there = device.path.as_ref().is_some_and(|path| path.exists());
         let errors = devices::errors(&self.root, device.id).unwrap_or_default();
-        let name = device
+        let node = device
             .path
             .and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+        let disk = node.as_deref().and_then(behind);
+        let encrypted = disk.is_some();
+        let name = disk.or(node);
+        // A disk that is pulled out under the pool stays its device, and only its node goes away.
+        let there = name
+            .as_ref()
+            .is_some_and(|name| Path::new("/dev").join(name).exists());
         Member {
             id: device.id,
             serial: name.as_deref().map(disk::serial).unwrap_or_default(),
             name,
             missing: marked || !there,
+            encrypted,
             size: device.size,
             used: device.used,
             errors: Errors {
@@ -195,26 +204,33 @@ impl Members {
     /// # Errors
     /// A disk is too small, in use, or cannot be written.
     pub fn add(&self, disks: &[&Disk], progress: Progress<'_>) -> Result<()> {
+        let volume = Volume::of(&self.state()?)?;
         for disk in disks {
-            self.take(disk)?;
+            self.take(disk, volume.as_ref())?;
         }
         self.settle(progress)
     }
 
-    fn take(&self, disk: &Disk) -> Result<()> {
+    fn take(&self, disk: &Disk, volume: Option<&Volume>) -> Result<()> {
         check_size(disk, crate::mkfs::MIN_SIZE)?;
-        prepare(disk)?;
-        devices::add(&self.root, &disk.path).during(format!("add {} to the pool", disk.path.display()))
+        let disk = prepare(disk, volume)?;
+        let added = devices::add(&self.root, disk.data());
+        added.during(format!("add {} to the pool", disk.path.display()))
     }
 
-    /// Moves a pool that is in memory to disks.
+    /// Moves a pool that is in memory to disks, which are encrypted if there are `locks`.
     ///
     /// # Errors
     /// As [`Members::add`]; the pool stays where it is then, or on both.
-    pub fn move_to(&self, disks: &[&Disk], progress: Progress<'_>) -> Result<()> {
+    pub fn move_to(&self, disks: &[&Disk], locks: &[(Lock, Secret)], progress: Progress<'_>) -> Result<()> {
         let before = self.state()?.members;
+        let volume = if locks.is_empty() {
+            None
+        } else {
+            Some(Volume::new(locks)?)
+        };
         for disk in disks {
-            self.take(disk)?;
+            self.take(disk, volume.as_ref())?;
         }
         for member in before {
             self.let_go(&member, progress)?;
@@ -255,7 +271,8 @@ impl Members {
                 progress("moving data to the other disks", member.used - left, member.used);
             },
         );
-        removed.during(format!("remove {} from the pool", member.told()))
+        removed.during(format!("remove {} from the pool", member.told()))?;
+        forget(member)
     }
 
     /// Puts a disk, whatever it bears, in the place of a member, missing or not.
@@ -265,10 +282,12 @@ impl Members {
     pub fn replace(&self, id: u64, disk: &Disk, progress: Progress<'_>) -> Result<()> {
         let state = self.state()?;
         let member = state.find(id)?;
-        check_size(disk, member.size)?;
-        prepare(disk)?;
+        let volume = Volume::of(&state)?;
+        let header = if volume.is_some() { DATA_OFFSET } else { 0 };
+        check_size(disk, member.size + header)?;
+        let disk = prepare(disk, volume.as_ref())?;
         let replaced = watch(
-            || devices::replace(&self.root, id, &disk.path, member.missing),
+            || devices::replace(&self.root, id, disk.data(), member.missing),
             || {
                 let thousandths = devices::replace_progress(&self.root).unwrap_or(0);
                 progress("copying to the new disk", thousandths, 1000);
@@ -276,6 +295,7 @@ impl Members {
         );
         let what = || format!("replace {} by {}", member.told(), disk.path.display());
         replaced.during(what())?;
+        forget(member)?;
         devices::use_whole(&self.root, id).during(what())?;
         self.settle(progress)
     }
@@ -482,17 +502,36 @@ fn check_size(disk: &Disk, minimum: u64) -> Result<()> {
     })
 }
 
-/// Erases what a disk bears; the caller has been told to.
-fn prepare(disk: &Disk) -> Result<()> {
+/// Erases what a disk bears, which the caller has been told to, and encrypts it where its pool is.
+fn prepare(disk: &Disk, volume: Option<&Volume>) -> Result<Disk> {
     if let Some(user) = &disk.user {
         return Err(Error::Refused(format!(
             "{} is in use ({user}) and was not written to.",
             disk.path.display()
         )));
     }
-    match disk.content {
-        Content::Blank => Ok(()),
-        _ => disk::wipe(disk),
+    if disk.content != Content::Blank || disk.mapping.is_some() {
+        disk::wipe(disk)?;
+    }
+    let disk = Disk {
+        mapping: None,
+        ..disk.clone()
+    };
+    volume.map_or(Ok(disk.clone()), |volume| volume.put_on(&disk))
+}
+
+/// Makes what a disk that has left the pool bears unreadable, where it is encrypted.
+fn forget(member: &Member) -> Result<()> {
+    let Some(name) = member.name.as_deref().filter(|_| member.encrypted) else {
+        return Ok(());
+    };
+    if let Some(mapping) = Mapping::of(name) {
+        mapping.close()?;
+    }
+    match disk::list()?.into_iter().find(|disk| disk.name == name) {
+        // Without its header, which has the only copy of the key.
+        Some(disk) if !member.missing => disk::wipe(&disk),
+        _ => Ok(()),
     }
 }
 

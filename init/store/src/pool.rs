@@ -16,6 +16,7 @@ use rustix::mount::{
 use sys::loopdev::LoopDevice;
 
 use crate::disk::{self, Content, Disk, Membership};
+use crate::encryption::{Keys, Protection, Unlocking, Volume};
 use crate::error::{During, Error, Result};
 use crate::members::Members;
 use crate::mkfs;
@@ -44,6 +45,8 @@ pub struct Pool {
 pub struct Policy {
     /// The wholly blank disks may be formatted where no disk is a pool.
     pub claim_blank: bool,
+    /// How disks that are formatted are encrypted, if they are.
+    pub encryption: Option<Protection>,
     /// No disk is looked at.
     pub memory_only: bool,
     /// Bytes that a pool in memory may grow to; half of the memory where `None`.
@@ -70,6 +73,18 @@ pub struct Opened {
     pub kind: Kind,
     /// Sentences for the console: what was passed over, and why.
     pub notes: Vec<String>,
+}
+
+impl Policy {
+    /// Encrypts the first disk of a new pool, if disks are to be encrypted.
+    fn prepare(&self, disk: &Disk, keys: &dyn Keys) -> Result<Disk> {
+        let Some(protection) = self.encryption else {
+            return Ok(disk.clone());
+        };
+        keys.prepare().map_err(Error::Refused)?;
+        let lock = keys.make(protection).map_err(Error::Refused)?;
+        Volume::new(&[lock])?.put_on(disk)
+    }
 }
 
 impl Pool {
@@ -107,16 +122,16 @@ impl Pool {
     /// Mounts a pool of several devices, without those of them that are missing where it must be.
     pub(crate) fn mount_members(members: &[&Disk], at: &Path) -> Result<Pool> {
         for member in members {
-            sys::btrfs_devices::scan(&member.path)
+            sys::btrfs_devices::scan(member.data())
                 .during(format!("tell the kernel of {}", member.path.display()))?;
         }
         // The first is the one that was written to last.
         let newest = members
             .first()
             .ok_or_else(|| Error::Refused("The pool has no disk.".to_owned()))?;
-        Pool::mount(&newest.path, at).or_else(|reason| {
+        Pool::mount(newest.data(), at).or_else(|reason| {
             // The first refusal is the one that tells; the second only says that this is no way either.
-            Pool::mount_with(&newest.path, at, true).map_err(|_| reason)
+            Pool::mount_with(newest.data(), at, true).map_err(|_| reason)
         })
     }
 
@@ -151,8 +166,9 @@ impl Pool {
         filled
     }
 
-    /// Takes a disk that is a pool already, else as `policy` allows a blank one, else memory.
-    pub fn choose(policy: Policy, at: &Path) -> Result<Opened> {
+    /// Takes a disk that is a pool already, else as `policy` allows a blank one, else memory. Encrypted
+    /// ones are opened with what `keys` has.
+    pub fn choose(policy: Policy, keys: &dyn Keys, at: &Path) -> Result<Opened> {
         // A supervisor that follows another finds the pool as that has left it.
         if let Some(kind) = mounted_already(at)? {
             return Ok(Opened {
@@ -164,21 +180,25 @@ impl Pool {
         let mut notes = Vec::new();
         if !policy.memory_only {
             let mut joining: Vec<Disk> = Vec::new();
+            let mut unlocking = Unlocking::new(keys);
             let mut patience = Patience {
                 quiet: AT_REST,
                 limit: SLOW_DISKS,
             };
             let found = loop {
-                let (disks, whole) = complete_list(patience)?;
+                let (disks, whole) = complete_list(patience, &mut unlocking)?;
                 notes.clear();
+                let failed = unlocking.failed.iter();
+                notes.extend(failed.map(|(name, why)| format!("/dev/{name} was passed over. {why}")));
                 let found = claim(&disks, policy.claim_blank, &mut notes, &mut |disks, format| {
                     let Some((first, others)) = disks.split_first() else {
                         return Err(Error::Refused("There is no disk.".to_owned()));
                     };
                     if format {
-                        Pool::format(&first.path, LABEL)?;
+                        let first = policy.prepare(first, keys)?;
+                        Pool::format(first.data(), LABEL)?;
                         joining = others.iter().map(|disk| (*disk).clone()).collect();
-                        return Pool::mount(&first.path, at);
+                        return Pool::mount(first.data(), at);
                     }
                     Pool::mount_members(disks, at)
                 });
@@ -280,12 +300,18 @@ struct Patience {
 
 /// All disks, waited for until every pool that has one here has all of its own, or patience is at its end;
 /// and whether they have.
-fn complete_list(patience: Patience) -> Result<(Vec<Disk>, bool)> {
-    let began = Instant::now();
-    let deadline = began + patience.limit;
-    let (changes, mut last) = (disk::Changes::watch()?, began);
+fn complete_list(patience: Patience, unlocking: &mut Unlocking<'_>) -> Result<(Vec<Disk>, bool)> {
+    let mut last = Instant::now();
+    let mut deadline = last + patience.limit;
+    let changes = disk::Changes::watch()?;
     loop {
-        let disks = disk::list()?;
+        let mut disks = disk::list()?;
+        if unlocking.open_all(&disks) {
+            disks = disk::list()?;
+            // A person may have been waited for.
+            last = Instant::now();
+            deadline = last + patience.limit;
+        }
         let whole = groups(&disks).iter().all(|group| {
             let expected = group
                 .first()
@@ -356,7 +382,7 @@ fn claim<T>(
     notes.extend(
         foreign.map(|(disk, what)| format!("{} was passed over: it bears {what}.", disk.path.display())),
     );
-    let mut pool_failed = false;
+    let mut pool_failed = disks.iter().any(|disk| disk.content == Content::Encrypted);
     for group in groups(disks) {
         match take(&group, false) {
             Ok(taken) => return Some((taken, kind(&group, false))),
@@ -417,7 +443,7 @@ fn memory_bytes() -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::TestPool;
+    use crate::testing::{NoKeys, TestPool};
 
     fn disk(name: &str, content: Content) -> Disk {
         Disk {
@@ -429,6 +455,7 @@ mod tests {
             bus: String::new(),
             boot: false,
             user: None,
+            mapping: None,
             read_only: false,
             removable: false,
             content,
@@ -540,6 +567,7 @@ mod tests {
                 memory_only: true,
                 ..Policy::default()
             },
+            &NoKeys,
             &pool.path(),
         )
         .unwrap();

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, PoisonError};
 
+use crate::encryption::{Keys, Protection};
+use crate::luks::{Lock, Secret};
 use crate::mkfs;
 use crate::pool::Pool;
 use crate::store::Store;
@@ -37,6 +39,23 @@ pub(crate) fn output(command: &mut Command) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     spawn(piped).wait_with_output().unwrap()
+}
+
+/// A machine that knows no secret.
+pub(crate) struct NoKeys;
+
+impl Keys for NoKeys {
+    fn prepare(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn secret(&self, _: &Lock, _: &str, _: bool) -> Result<Secret, String> {
+        Err("There is none.".to_owned())
+    }
+
+    fn make(&self, _: Protection) -> Result<(Lock, Secret), String> {
+        Err("There is none.".to_owned())
+    }
 }
 
 /// A mounted pool that is unmounted when the test ends, however it ends.

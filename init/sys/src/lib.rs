@@ -6,6 +6,7 @@ pub mod btrfs;
 pub mod btrfs_devices;
 pub mod btrfs_quota;
 pub mod btrfs_snapshots;
+pub mod dm;
 pub mod loopdev;
 pub mod mounts;
 pub mod netlink;

@@ -4,6 +4,7 @@
 //! One change at a time. It goes on when its client has gone; who comes later sees in `GET pool` how
 //! far it is.
 
+mod encryption;
 mod history;
 mod work;
 
@@ -16,19 +17,22 @@ use store::disk::{Content, Disk};
 use store::members::{Member, State};
 use store::{Members, Store};
 
+use self::encryption::Encryption;
 use crate::engine::Engine;
 use crate::http::{ApiError, Request, Response, Result, blocking, ok};
 
+pub(crate) use encryption::unlock;
 pub(crate) use history::watch_over;
 pub(crate) use work::Work;
 
 /// The word for a disk of the pool that is not there.
 const MISSING: &str = "missing";
+const ENCRYPTED: &str = "an encrypted disk of a pool, which is closed";
 
 /// What is to be done to the pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Change {
-    Create(Vec<String>),
+    Create(Vec<String>, Option<Encryption>),
     Add(Vec<String>),
     Remove(String),
     Replace { old: String, new: String },
@@ -45,6 +49,8 @@ struct Order {
     old: Option<String>,
     /// What the disks bear may be lost.
     erase: bool,
+    /// How a pool that is created is encrypted, if it is.
+    encryption: Option<Encryption>,
 }
 
 /// `GET /monobloc/v1/disks`
@@ -65,6 +71,7 @@ fn told(disk: &Disk, state: Option<&State>) -> Value {
         (_, Some(member)) => ("in use", format!("disk {} of this machine's pool", member.id)),
         (Content::Blank, None) => ("blank", "nothing".to_owned()),
         (Content::Pool(pool), None) => ("pool", format!("disk {} of the pool {}", pool.device, pool.uuid)),
+        (Content::Encrypted, None) => ("pool", ENCRYPTED.to_owned()),
         (Content::Foreign(what), None) => ("foreign", what.clone()),
     };
     json!({
@@ -119,7 +126,7 @@ pub(crate) async fn pool(engine: &Arc<Engine>) -> Result<Response> {
             .map(|member| {
                 json!({
                     "id": member.id, "name": member.name, "serial": member.serial,
-                    "missing": member.missing, "size": member.size, "used": member.used,
+                    "missing": member.missing, "encrypted": member.encrypted, "size": member.size, "used": member.used,
                     "errors": member.errors, "scrubs": scrubs.of_disk(member.id),
                 })
             })
@@ -141,6 +148,7 @@ pub(crate) async fn change(engine: Arc<Engine>, verb: &str, mut req: Request) ->
     let erase = order.erase;
     let change = order.into_change(verb)?;
     let store = engine.store().await?;
+    change.can_be_encrypted(&engine).await?;
     let (disks, change) = {
         let store = store.clone();
         blocking(move || -> Result<_> {
@@ -171,8 +179,13 @@ impl Order {
         if self.old.is_some() && verb != "replace" {
             return Err(ApiError::bad_request("Only `replace` has an `old` disk."));
         }
+        if self.encryption.is_some() && verb != "create" {
+            return Err(ApiError::bad_request(
+                "Only `create` has an `encryption`; a disk that joins an encrypted pool is encrypted as that is.",
+            ));
+        }
         match verb {
-            "create" => some(self.disks).map(Change::Create),
+            "create" => Ok(Change::Create(some(self.disks)?, self.encryption)),
             "add" => some(self.disks).map(Change::Add),
             "remove" => one(self.disks).map(Change::Remove),
             "replace" => Ok(Change::Replace {
@@ -192,7 +205,7 @@ impl Change {
     /// Refuses what the present state does not allow.
     fn check(&self, all: &[Disk], state: &State, erase: bool) -> Result<()> {
         let new = match self {
-            Self::Create(_) if !state.in_memory() => {
+            Self::Create(..) if !state.in_memory() => {
                 return Err(ApiError::conflict(
                     "The pool is on disks already; `add` takes another one in.",
                 ));
@@ -202,7 +215,7 @@ impl Change {
                     "The pool is in memory; `create` moves it to a disk.",
                 ));
             }
-            Self::Create(disks) | Self::Add(disks) => disks.as_slice(),
+            Self::Create(disks, _) | Self::Add(disks) => disks.as_slice(),
             Self::Replace { old, new } => {
                 find_member(state, old)?;
                 std::slice::from_ref(new)
@@ -250,6 +263,7 @@ fn may_be_taken(disk: &Disk, member: Option<&Member>, erase: bool) -> Result<()>
     let bears = match &disk.content {
         Content::Blank => return Ok(()),
         Content::Foreign(what) => what.clone(),
+        Content::Encrypted => ENCRYPTED.to_owned(),
         Content::Pool(pool) => format!("disk {} of the pool {}", pool.device, pool.uuid),
     };
     if erase {
@@ -324,6 +338,7 @@ mod tests {
             read_only: false,
             removable: false,
             boot: false,
+            mapping: None,
             user: None,
             content,
         }
@@ -335,6 +350,7 @@ mod tests {
             name: name.map(str::to_owned),
             serial: serial.to_owned(),
             missing: name.is_none(),
+            encrypted: false,
             size: 10 << 30,
             used: 0,
             errors: store::members::Errors::default(),

@@ -80,7 +80,7 @@ impl Work {
 impl Change {
     fn verb(&self) -> &'static str {
         match self {
-            Self::Create(_) => "create",
+            Self::Create(..) => "create",
             Self::Add(_) => "add",
             Self::Remove(_) => "remove",
             Self::Replace { .. } => "replace",
@@ -89,14 +89,23 @@ impl Change {
     }
 
     /// Does it; may take hours.
-    fn run(&self, store: &Store, all: &[Disk], tell: &mut dyn FnMut(&str, u64, u64)) -> Result<()> {
+    fn run(
+        &self,
+        engine: &Engine,
+        store: &Store,
+        all: &[Disk],
+        tell: &mut dyn FnMut(&str, u64, u64),
+    ) -> Result<()> {
         let members = Members::open(store.path())?;
         let state = state(store)?;
         let disks = |names: &[String]| -> Result<Vec<&Disk>> {
             names.iter().map(|name| find_disk(all, name)).collect()
         };
         match self {
-            Self::Create(names) => members.move_to(&disks(names)?, tell)?,
+            Self::Create(names, encryption) => {
+                let locks = encryption.as_ref().map(|encryption| encryption.locks(engine));
+                members.move_to(&disks(names)?, &locks.transpose()?.unwrap_or_default(), tell)?;
+            }
             Self::Add(names) => members.add(&disks(names)?, tell)?,
             Self::Remove(name) => members.remove(find_member(&state, name)?.id, tell)?,
             Self::Replace { old, new } => {
@@ -155,7 +164,7 @@ pub(super) fn start(
     let engine = engine.clone();
     Ok(tokio::task::spawn_blocking(move || {
         let verb = change.verb();
-        let done = change.run(&store, &disks, &mut |phase, done, total| {
+        let done = change.run(&engine, &store, &disks, &mut |phase, done, total| {
             engine.pool_work.tell(phase, done, total);
         });
         engine.pool_work.end();

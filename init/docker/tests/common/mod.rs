@@ -20,6 +20,8 @@ use handover::{NodeBundle, RegistryConfig};
 use network::{Bridge, Cidr, Networks};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use serde_json::Value;
+use store::Protection;
+use store::luks::{Lock, Secret};
 use store::{Pool, Store};
 use sys::netlink::{new_namespace, run_in};
 use zones::keeper::{Server, Turn};
@@ -65,6 +67,7 @@ impl Site {
             ca: self.ca(),
             certificate,
             key,
+            pool_key: None,
         }
     }
 }
@@ -159,6 +162,23 @@ pub(crate) fn with_supervisors(tests: &[&(dyn Fn(&Machine) + Sync)]) {
     .unwrap();
 }
 
+/// A machine that knows no secret.
+struct NoKeys;
+
+impl store::Keys for NoKeys {
+    fn prepare(&self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn secret(&self, _: &Lock, _: &str, _: bool) -> Result<Secret, String> {
+        Err("There is none.".to_owned())
+    }
+
+    fn make(&self, _: Protection) -> Result<(Lock, Secret), String> {
+        Err("This machine has no TPM.".to_owned())
+    }
+}
+
 async fn machine(keeper: OwnedFd, cgroup: &str, dir: &Path, pool: &Path, program: PathBuf) -> Machine {
     fs::create_dir_all(zones::STAGING).unwrap();
     let cgroups = Cgroups::open(&hierarchy(), cgroup).unwrap();
@@ -172,6 +192,8 @@ async fn machine(keeper: OwnedFd, cgroup: &str, dir: &Path, pool: &Path, program
         allow_host_privilege: false,
         zone_init: None,
         power: Box::new(|_| {}),
+        keys: Arc::new(NoKeys),
+        unlock: Box::new(|_| Err("No pool waits for a passphrase.".to_owned())),
         pool_kind: Box::new(|| "memory".to_owned()),
     };
     let engine = Engine::new(zones, survivors, kept, config);

@@ -64,6 +64,7 @@ impl Bench {
             read_only: false,
             removable: false,
             boot: false,
+            mapping: None,
             user: None,
             content: disk::inspect(device.file(), size),
         }
@@ -230,7 +231,10 @@ fn a_pool_moves_to_disks_under_its_users() {
     let open = File::create(bench.at().join("file")).unwrap();
     fs::write(bench.at().join("file"), b"kept").unwrap();
     let (one, two) = (bench.disk(1), bench.disk(2));
-    bench.members().move_to(&[&one, &two], &mut silent()).unwrap();
+    bench
+        .members()
+        .move_to(&[&one, &two], &[], &mut silent())
+        .unwrap();
     drop(open);
     let state = bench.members().state().unwrap();
     let names: Vec<Option<String>> = state.members.iter().map(|member| member.name.clone()).collect();
