@@ -32,6 +32,8 @@ pub(crate) struct Keyring {
     bundle: OnceLock<Secret>,
     on_wait: OnceLock<OnWait>,
     desk: Mutex<Desk>,
+    /// From the first question to the last answer: in between, what is typed is not shown either.
+    console: Mutex<Option<Console>>,
 }
 
 /// Where a passphrase is waited for.
@@ -59,6 +61,7 @@ impl Keyring {
             bundle: OnceLock::new(),
             on_wait: OnceLock::new(),
             desk: Mutex::default(),
+            console: Mutex::default(),
         }
     }
 
@@ -89,12 +92,17 @@ impl Keyring {
 
     /// Tells whoever gave the last passphrase that it was right, if the pool is open now.
     pub(crate) fn settle(&self, opened: bool) {
+        *self.console() = None;
         let mut desk = self.desk();
         desk.open = false;
         desk.given = None;
         if let Some(verdict) = desk.tried.take().filter(|_| opened) {
             let _ = verdict.send(true);
         }
+    }
+
+    fn console(&self) -> MutexGuard<'_, Option<Console>> {
+        self.console.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn desk(&self) -> MutexGuard<'_, Desk> {
@@ -119,7 +127,10 @@ impl Keyring {
             desk.open = true;
             desk.bell = Some(bell.try_clone().context("Cannot wait for a passphrase")?);
         }
-        let console = Console::open();
+        let mut console = self.console();
+        if console.is_none() {
+            *console = Console::open();
+        }
         let line = console.as_ref().map(|console| console.passphrase(disk, &bell));
         if let Some(Ok(Some(secret))) = line {
             return Ok(secret);

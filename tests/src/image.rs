@@ -17,6 +17,8 @@ pub enum Kind {
     Web,
     /// `images/quickstart.toml` with `allow-host-privilege`.
     HostPrivilege,
+    /// `images/quickstart.toml` with the key of what it claims in the bundle.
+    Encrypting,
 }
 
 pub use monobloc::image::BuiltImage as Built;
@@ -26,15 +28,18 @@ pub use monobloc::image::BuiltImage as Built;
 /// # Errors
 /// It cannot be built.
 pub fn built(kind: Kind) -> anyhow::Result<&'static Built> {
-    static BUILT: [OnceLock<Result<Built, String>>; 3] = [const { OnceLock::new() }; 3];
+    static BUILT: [OnceLock<Result<Built, String>>; 4] = [const { OnceLock::new() }; 4];
     let file = match kind {
-        Kind::Quickstart | Kind::HostPrivilege => "images/quickstart.toml",
+        Kind::Quickstart | Kind::HostPrivilege | Kind::Encrypting => "images/quickstart.toml",
         Kind::Web => "images/web.toml",
     };
     let built = BUILT[kind as usize].get_or_init(|| {
         let make = || {
             let mut recipe = Recipe::load(&workspace().join(file))?;
             recipe.zone_rules.allow_host_privilege = kind == Kind::HostPrivilege;
+            if kind == Kind::Encrypting {
+                recipe.pool.encryption = Some(handover::PoolEncryption::Bundle);
+            }
             build(
                 &recipe,
                 &BuildOptions::from_environment()?,

@@ -24,8 +24,10 @@ pub mod setup;
 pub mod site;
 pub mod terminal;
 mod token;
+pub mod tpm;
 pub mod transcript;
 
 pub use client::Docker;
 pub use machine::{Boot, Disk, Machine};
 pub use process::Outcome;
+pub use tpm::Tpm;

@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, Once, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -20,6 +22,7 @@ use crate::image::{Built, Kind, built};
 use crate::process::{bound, spawn};
 use crate::setup::tools;
 use crate::site::Identity;
+use crate::tpm::Tpm;
 use crate::transcript::{Missed, Transcript};
 
 /// How long a boot may take, emulated, with other tests beside it.
@@ -87,6 +90,7 @@ pub struct Boot {
     network: bool,
     identity: bool,
     restarts: bool,
+    tpm: Option<Tpm>,
 }
 
 impl Boot {
@@ -102,6 +106,7 @@ impl Boot {
             network: true,
             identity: true,
             restarts: false,
+            tpm: None,
         }
     }
 
@@ -120,6 +125,24 @@ impl Boot {
         Self {
             image: Kind::HostPrivilege,
             ..Self::quickstart()
+        }
+    }
+
+    /// The image of `images/quickstart.toml`, which encrypts the disks that it claims.
+    #[must_use]
+    pub fn encrypting() -> Self {
+        Self {
+            image: Kind::Encrypting,
+            ..Self::quickstart()
+        }
+    }
+
+    /// With a TPM.
+    #[must_use]
+    pub fn tpm(self, tpm: &Tpm) -> Self {
+        Self {
+            tpm: Some(tpm.clone()),
+            ..self
         }
     }
 
@@ -192,7 +215,7 @@ impl Boot {
     /// # Errors
     /// The image cannot be built.
     pub fn imitated(&self, folder: &Path) -> anyhow::Result<Qemu> {
-        imitated(self, built(self.image)?, folder, free_port())
+        imitated(self, built(self.image)?, folder, free_port(), None)
     }
 
     /// Boots, and waits until the API listens.
@@ -238,6 +261,10 @@ pub struct Machine {
     calm: RwLock<()>,
     /// When QEMU was started.
     started: Instant,
+    /// Ends when QEMU does.
+    tpm: Option<Child>,
+    /// To the console, once something was typed.
+    keyboard: OnceLock<UnixStream>,
     folder: TempDir,
 }
 
@@ -245,7 +272,13 @@ impl Machine {
     fn power_on(boot: Boot) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let api = free_port();
-        let imitated = imitated(&boot, built(boot.image)?, folder.path(), api)?;
+        let tpm = boot
+            .tpm
+            .as_ref()
+            .map(|tpm| tpm.start(folder.path()))
+            .transpose()?;
+        let (tpm, socket) = tpm.unzip();
+        let imitated = imitated(&boot, built(boot.image)?, folder.path(), api, socket)?;
         let forwards = imitated.forwards.iter().flatten();
         let forwarded = forwards.map(|forward| (forward.guest, forward.host)).collect();
         let mut command = bound(qemu::PROGRAM);
@@ -270,6 +303,8 @@ impl Machine {
             docker: OnceLock::new(),
             calm: RwLock::default(),
             started,
+            tpm,
+            keyboard: OnceLock::new(),
             folder,
         })
     }
@@ -294,6 +329,23 @@ impl Machine {
     #[must_use]
     pub fn console(&self) -> &Transcript {
         &self.console
+    }
+
+    /// Types at the serial console.
+    #[track_caller]
+    pub fn type_at_console(&self, text: &str) {
+        // It stays open: QEMU forgets what has not reached the machine when its user hangs up.
+        let console = self.keyboard.get_or_init(|| {
+            let console = UnixStream::connect(self.folder.path().join("console"));
+            let console = console.unwrap_or_else(|error| panic!("cannot reach the console: {error}"));
+            // The machine waits for a user who does not listen.
+            if let Ok(mut said) = console.try_clone() {
+                thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
+            }
+            console
+        });
+        let typed = (&*console).write_all(text.as_bytes());
+        typed.unwrap_or_else(|error| panic!("cannot type at the console: {error}"));
     }
 
     /// When QEMU was started.
@@ -420,12 +472,21 @@ impl Drop for Machine {
         let qemu = self.qemu.get_mut().unwrap_or_else(PoisonError::into_inner);
         let _ = qemu.kill();
         let _ = qemu.wait();
+        if let Some(tpm) = &mut self.tpm {
+            let _ = tpm.wait();
+        }
         consoles().retain(|console| !console.is(&self.console));
     }
 }
 
 /// The machine that QEMU imitates, with its sockets in `folder`.
-fn imitated(boot: &Boot, image: &Built, folder: &Path, api: u16) -> anyhow::Result<Qemu> {
+fn imitated(
+    boot: &Boot,
+    image: &Built,
+    folder: &Path,
+    api: u16,
+    tpm: Option<PathBuf>,
+) -> anyhow::Result<Qemu> {
     let start = if boot.firmware {
         let variables = folder.join("variables.fd");
         fs::copy(qemu::FIRMWARE_VARIABLES, &variables).context("Cannot copy the firmware's settings")?;
@@ -447,7 +508,7 @@ fn imitated(boot: &Boot, image: &Built, folder: &Path, api: u16) -> anyhow::Resu
         boot: start,
         memory: boot.memory,
         cpus: 2,
-        tpm: None,
+        tpm,
         disk: boot.disk.as_ref().map(|disk| disk.path().to_owned()),
         more_disks: boot
             .more_disks

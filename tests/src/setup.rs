@@ -16,6 +16,7 @@ const TOOLS: &[&str] = &[
     "btrfs-progs",
     "busybox-static",
     "cpio",
+    "cryptsetup-bin",
     "debootstrap",
     "kmod",
     "mtools",
@@ -24,6 +25,7 @@ const TOOLS: &[&str] = &[
     "qemu-system-x86",
     "sbsigntool",
     "skopeo",
+    "swtpm",
     "systemd-boot-efi",
     "zstd",
 ];
