@@ -211,6 +211,9 @@ impl Parts {
             }
             let name = normal(&entry.name(), "");
             match entry.kind {
+                Kind::File if entry.holes.is_some() => {
+                    return Err(bad(format!("its part `{name}` is a sparse file")));
+                }
                 Kind::File => {
                     let what = "spool an image archive";
                     let count = crate::blob::copy(&mut tarball, &mut &spool, what)?;

@@ -22,7 +22,7 @@ use rustix::process::{Gid, Uid};
 
 use crate::error::{Error, Result};
 use crate::folder;
-use crate::tarball::{Entry, Kind, Tarball};
+use crate::tarball::{Entry, Kind, Map, Tarball};
 use copying::{CAPABILITY, Copying};
 
 pub(crate) const WHITEOUT: &[u8] = b".wh.";
@@ -212,7 +212,10 @@ impl Extractor {
                 let flags =
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
-                self.size += copy(content, &file, &mut self.buffer)?;
+                self.size += match &entry.holes {
+                    None => copy(content, &file, &mut self.buffer)?,
+                    Some(map) => copy_pieces(content, &file, map, &mut self.buffer)?,
+                };
                 set_metadata(&file, entry)?;
                 futimens(&file, &times(entry.mtime))?;
             }
@@ -506,6 +509,17 @@ fn copy(from: &mut dyn Read, to: impl AsFd, buffer: &mut [u8]) -> Outcome<u64> {
         }
         total += count as u64;
     }
+}
+
+/// The same for a file with holes, each piece to its place.
+fn copy_pieces(from: &mut dyn Read, to: impl AsFd, map: &Map, buffer: &mut [u8]) -> Outcome<u64> {
+    let mut total = 0;
+    for (offset, length) in &map.pieces {
+        rustix::fs::seek(&to, rustix::fs::SeekFrom::Start(*offset))?;
+        total += copy(&mut (&mut *from).take(*length), &to, buffer)?;
+    }
+    rustix::fs::ftruncate(&to, map.size)?;
+    Ok(total)
 }
 
 /// Removes a file, link or whole folder.

@@ -4,7 +4,9 @@
 //! metadata that an entry may bring (long names, PAX records) must be bounded, and because the values
 //! of PAX records are binary (a file capability may hold a newline).
 //!
-//! Formats: ustar (POSIX.1-1988), PAX (POSIX.1-2001) and GNU long names.
+//! Formats: ustar (POSIX.1-1988), PAX (POSIX.1-2001), GNU long names and sparse files.
+
+mod sparse;
 
 use std::io::{self, Read};
 
@@ -12,11 +14,14 @@ use tar::{EntryType, Header};
 
 use crate::error::{Error, Result};
 
+pub(crate) use sparse::Map;
+
 const BLOCK: usize = 512;
 /// Bytes of one long name or set of PAX records.
 const MAX_METADATA: u64 = 1 << 20;
 /// `PATH_MAX`.
 const MAX_PATH: usize = 4096;
+const SPARSE_PREFIX: &[u8] = b"GNU.sparse.";
 const XATTR_PREFIX: &[u8] = b"SCHILY.xattr.";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,7 +46,10 @@ pub(crate) struct Entry {
     pub(crate) gid: u32,
     /// Seconds since 1970 and nanoseconds.
     pub(crate) mtime: (i64, u32),
+    /// Bytes of content in the archive.
     pub(crate) size: u64,
+    /// Where they belong in a file that has holes.
+    pub(crate) holes: Option<Map>,
     pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
@@ -69,6 +77,7 @@ struct Extension {
     gid: Option<u64>,
     mtime: Option<(i64, u32)>,
     xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: Option<sparse::Records>,
 }
 
 fn bad(reason: impl Into<String>) -> Error {
@@ -77,10 +86,14 @@ fn bad(reason: impl Into<String>) -> Error {
     }
 }
 
+fn truncated() -> Error {
+    bad("it is truncated")
+}
+
 /// Any failure to read is the archive's: a decoder that met damage, or a stream that broke off.
 fn unreadable(reason: &io::Error) -> Error {
     match reason.kind() {
-        io::ErrorKind::UnexpectedEof => bad("it is truncated"),
+        io::ErrorKind::UnexpectedEof => truncated(),
         _ => bad(format!("it cannot be read ({reason})")),
     }
 }
@@ -124,8 +137,12 @@ impl<R: Read> Tarball<R> {
         Ok(self.inner)
     }
 
-    fn entry(&mut self, header: &Header, size: u64, extension: Extension) -> Result<Entry> {
-        let path = extension.path.unwrap_or_else(|| header.path_bytes().into_owned());
+    fn entry(&mut self, header: &Header, size: u64, mut extension: Extension) -> Result<Entry> {
+        let mut records = extension.sparse.take();
+        let real_name = records.as_mut().and_then(|records| records.name.take());
+        let path = real_name
+            .or(extension.path)
+            .unwrap_or_else(|| header.path_bytes().into_owned());
         let name = String::from_utf8_lossy(&path).into_owned();
         let old = header.as_old();
         let refuse = |reason: &str| Error::BadEntry {
@@ -158,15 +175,26 @@ impl<R: Read> Tarball<R> {
             EntryType::Fifo => Kind::Fifo,
             EntryType::Char => device().map(|(major, minor)| Kind::Char { major, minor })?,
             EntryType::Block => device().map(|(major, minor)| Kind::Block { major, minor })?,
-            EntryType::GNUSparse => return Err(refuse("it is a sparse file, which layers do not have")),
+            EntryType::GNUSparse => Kind::File,
             _ => return Err(refuse("it is of an unknown kind")),
         };
         let id = |value: u64| {
             u32::try_from(value).map_err(|_| refuse("its owner is outside the 32 bits that ids have"))
         };
-        let size = extension.size.unwrap_or(size);
+        let mut size = extension.size.unwrap_or(size);
+        let mut holes = None;
+        if header.entry_type() == EntryType::GNUSparse {
+            holes = Some(sparse::of_header(header, size, || {
+                self.block()?.ok_or_else(truncated)
+            })?);
+        }
         self.left = size;
         self.padding = padding(size);
+        if let Some(records) = records.filter(|_| kind == Kind::File) {
+            let (map, taken) = records.map(size, self)?;
+            size -= taken;
+            holes = Some(map);
+        }
         let link = match extension.link {
             Some(link) => link,
             None => header
@@ -196,24 +224,33 @@ impl<R: Read> Tarball<R> {
             })?,
             mtime: extension.mtime.unwrap_or_else(|| (header_mtime(), 0)),
             size: if kind == Kind::File { size } else { 0 },
+            holes,
             xattrs: extension.xattrs,
             path,
         })
     }
 
-    /// The next header block; `None` at the end mark or the end of the stream.
-    fn header(&mut self) -> Result<Option<[u8; BLOCK]>> {
+    /// The next block; `None` at the end of the stream.
+    fn block(&mut self) -> Result<Option<[u8; BLOCK]>> {
         let mut block = [0; BLOCK];
         let mut filled = 0;
         while let Some(rest) = block.get_mut(filled..).filter(|rest| !rest.is_empty()) {
             match self.inner.read(rest) {
                 Ok(0) if filled == 0 => return Ok(None),
-                Ok(0) => return Err(bad("it is truncated")),
+                Ok(0) => return Err(truncated()),
                 Ok(count) => filled += count,
                 Err(reason) if reason.kind() == io::ErrorKind::Interrupted => {}
                 Err(reason) => return Err(unreadable(&reason)),
             }
         }
+        Ok(Some(block))
+    }
+
+    /// The next header block; `None` at the end mark or the end of the stream.
+    fn header(&mut self) -> Result<Option<[u8; BLOCK]>> {
+        let Some(block) = self.block()? else {
+            return Ok(None);
+        };
         if block.iter().all(|byte| *byte == 0) {
             return Ok(None);
         }
@@ -252,7 +289,7 @@ impl<R: Read> Tarball<R> {
         let skipped = io::copy(&mut (&mut self.inner).take(count), &mut io::sink())
             .map_err(|reason| unreadable(&reason))?;
         if skipped < count {
-            return Err(bad("it is truncated"));
+            return Err(truncated());
         }
         (self.left, self.padding) = (0, 0);
         Ok(())
@@ -308,12 +345,11 @@ fn pax(mut records: &[u8], extension: &mut Extension) -> Result<()> {
             b"uid" => extension.uid = Some(number()?),
             b"gid" => extension.gid = Some(number()?),
             b"mtime" => extension.mtime = text(Some(value)).and_then(decimal_time),
-            _ if key.starts_with(b"GNU.sparse.") => {
-                return Err(bad("it holds a sparse file, which layers do not have"));
-            }
             _ => {
                 if let Some(name) = key.strip_prefix(XATTR_PREFIX) {
                     extension.xattrs.push((name.to_vec(), value.to_vec()));
+                } else if let Some(rest) = key.strip_prefix(SPARSE_PREFIX) {
+                    extension.sparse.get_or_insert_default().take(rest, value)?;
                 }
             }
         }

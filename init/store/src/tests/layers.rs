@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt};
 
 use tar::EntryType;
 
@@ -375,7 +375,7 @@ fn a_layer_is_what_tar_has_written_in_each_of_its_forms() {
     let store = pool.store();
     let source = tempfile::tempdir_in(pool.path()).unwrap();
     super::transfers::fill(source.path());
-    // Layers have no folders of overlayfs and no sparse files.
+    // Layers have no folders of overlayfs, and the pool has no room for holes that tar writes.
     rustix::fs::removexattr(source.path().join("deep"), "trusted.overlay.opaque").unwrap();
     fs::remove_file(source.path().join("sparse")).unwrap();
     let long = source.path().join("n".repeat(200)).join("m".repeat(200));
@@ -398,9 +398,62 @@ fn a_layer_is_what_tar_has_written_in_each_of_its_forms() {
         let made = tarred(&tree(&store, &chain), form);
         assert!(made == tar, "{form:?}: {} and {} bytes", made.len(), tar.len());
     }
-    // A form of which nothing is understood in part: it is refused as a whole.
-    let holes = std::fs::File::create(source.path().join("holes")).unwrap();
-    holes.set_len(1 << 20).unwrap();
-    let refused = ingest(&store, &tarred(source.path(), &["--format=gnu", "--sparse"])).unwrap_err();
-    assert!(refused.to_string().contains("sparse"), "{refused}");
+}
+
+#[test]
+fn files_with_holes_are_taken_in_every_form_of_tar_and_keep_their_holes() {
+    let pool = TestPool::new(POOL);
+    let store = pool.store();
+    let source = tempfile::tempdir_in(pool.path()).unwrap();
+    let size: u64 = 3 << 30;
+    let many = fs::File::create(source.path().join("many")).unwrap();
+    many.set_len(size).unwrap();
+    // More pieces than one header has room for, some at the very ends.
+    for piece in 0..40 {
+        many.write_all_at(&[piece as u8 + 1; 5000], piece * (64 << 20))
+            .unwrap();
+    }
+    many.write_all_at(b"end", size - 3).unwrap();
+    fs::File::create(source.path().join("nothing"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    fs::write(source.path().join("whole"), "without holes").unwrap();
+    let (expected, _) = read(&source.path().join("many"));
+    for form in [
+        &["--format=gnu"][..],
+        &["--format=posix", "--sparse-version=0.0"],
+        &["--format=posix", "--sparse-version=0.1"],
+        &["--format=posix", "--sparse-version=1.0"],
+    ] {
+        let tar = tarred(source.path(), &[&["--sparse"], form].concat());
+        assert!(tar.len() < 2 << 20, "tar has written the holes");
+        let tree = tree(&store, &ingest(&store, &tar).unwrap());
+        let (content, blocks) = read(&tree.join("many"));
+        assert!(content == expected, "{form:?}");
+        assert!(blocks < 4 << 11, "{form:?}: the holes are gone, {blocks} sectors");
+        let nothing = fs::metadata(tree.join("nothing")).unwrap();
+        assert_eq!((nothing.len(), nothing.blocks()), (1 << 20, 0), "{form:?}");
+        assert_eq!(
+            fs::read_to_string(tree.join("whole")).unwrap(),
+            "without holes",
+            "{form:?}"
+        );
+        assert_eq!(fs::read_dir(&tree).unwrap().count(), 3, "{form:?}");
+    }
+}
+
+/// What lies in the pieces of a file, with their places, its length and its sectors of 512 bytes.
+fn read(path: &std::path::Path) -> ((u64, Vec<(u64, Vec<u8>)>), u64) {
+    use rustix::fs::{SeekFrom, seek};
+    let file = fs::File::open(path).unwrap();
+    let meta = file.metadata().unwrap();
+    let (mut pieces, mut at) = (Vec::new(), 0);
+    while let Ok(begin) = seek(&file, SeekFrom::Data(at)) {
+        at = seek(&file, SeekFrom::Hole(begin)).unwrap();
+        let mut content = vec![0; (at - begin) as usize];
+        file.read_exact_at(&mut content, begin).unwrap();
+        pieces.push((begin, content));
+    }
+    ((meta.len(), pieces), meta.blocks())
 }
