@@ -67,7 +67,9 @@ impl Person {
 /// A machine that a failed test left is taken down with its person.
 impl Drop for Person {
     fn drop(&mut self) {
-        let _ = self.monobloc("down");
+        for machine in ["quickstart", "second"] {
+            let _ = self.monobloc(&format!("down {machine}"));
+        }
     }
 }
 
@@ -100,6 +102,75 @@ fn up_brings_a_machine_that_docker_knows_and_down_takes_it_away() {
     let status = person.monobloc("status");
     assert!(!format!("{status}").contains("panicked"), "{status}");
     assert_ne!(person.docker("--context monobloc version").code, 0);
+}
+
+/// A recipe like the quick start's by another name, in the person's home.
+fn second_recipe(person: &Person) -> String {
+    let text = std::fs::read_to_string(tests::setup::workspace().join("images/quickstart.toml")).unwrap();
+    let path = person.home.path().join("second.toml");
+    let second = text.replace("name = \"quickstart\"", "name = \"second\"");
+    assert_ne!(second, text);
+    std::fs::write(&path, second).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn zones_and_volumes_go_from_one_machine_to_another() {
+    let person = Person::new();
+    person.monobloc("up").ok();
+    let said = person.monobloc(&format!("up {}", second_recipe(&person)));
+    assert!(said.code == 0, "{said}");
+    let one = |line: &str| person.docker(&format!("--context monobloc {line}"));
+    let two = |line: &str| person.docker(&format!("--context monobloc-second {line}"));
+    one("run -d --name web -v data:/data busybox sh -c 'echo first > /kept; echo first > /data/kept; sync; exec sleep 9999'").ok();
+    let kept = one("exec web sh -c 'until [ -s /data/kept ]; do :; done; cat /kept'").ok();
+    assert_eq!(kept, "first");
+
+    // Straight to the other machine, whole and then what has changed.
+    person.monobloc("snapshot create web@monday -m quickstart").ok();
+    person.monobloc("send web@monday -m quickstart --to second").ok();
+    person
+        .monobloc("send --volume data -m quickstart --to second --name data2")
+        .ok();
+    two("start web").ok();
+    assert_eq!(two("exec web cat /kept").ok(), "first");
+    assert_eq!(
+        two("run --rm -v data2:/data busybox cat /data/kept").ok(),
+        "first"
+    );
+    one("exec web sh -c 'echo second > /kept; sync'").ok();
+    person.monobloc("snapshot create web@tuesday -m quickstart").ok();
+    person
+        .monobloc("send web@tuesday --from monday -m quickstart --to second")
+        .ok();
+    two("stop -t 0 web").ok();
+    person.monobloc("snapshot rollback web@tuesday --yes -m second").ok();
+    two("start web").ok();
+    assert_eq!(two("exec web cat /kept").ok(), "second");
+
+    // By way of a file, which is refused when it was changed on the way.
+    let file = person.home.path().join("web.tuesday");
+    let file = file.to_str().unwrap();
+    person
+        .monobloc(&format!("send web@tuesday -m quickstart -o {file}"))
+        .ok();
+    let mut bytes = std::fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(format!("{file}.bad"), &bytes).unwrap();
+    let refusal = person
+        .monobloc(&format!("receive --name web3 {file}.bad -m second"))
+        .failed();
+    assert!(refusal.contains("digest"), "{refusal}");
+    assert!(!two("ps -a --format {{.Names}}").ok().contains("web3"));
+    person
+        .monobloc(&format!("receive --name web3 {file} -m second"))
+        .ok();
+    two("start web3").ok();
+    assert_eq!(two("exec web3 cat /kept").ok(), "second");
+    for name in ["quickstart", "second"] {
+        person.monobloc(&format!("down {name}")).ok();
+    }
 }
 
 #[test]

@@ -13,6 +13,8 @@ mod disks;
 pub mod engine;
 pub mod events;
 mod exec;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod http;
 pub mod images;
 mod memo;

@@ -45,7 +45,7 @@ pub async fn answer(engine: Arc<Engine>, request: hyper::Request<Body>) -> Respo
 }
 
 /// Takes the version's prefix off the path.
-fn parse(request: hyper::Request<Body>) -> Result<Request> {
+pub(crate) fn parse(request: hyper::Request<Body>) -> Result<Request> {
     let whole = request.uri().path();
     let (version, path) = match split_version(whole) {
         None => (NEWEST, whole),

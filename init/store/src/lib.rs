@@ -25,6 +25,8 @@ mod error;
 mod extract;
 mod files;
 mod folder;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 mod image;
 mod layer;
 pub mod luks;

@@ -263,7 +263,8 @@ impl<R: Read> Tarball<R> {
             }
         });
         match Header::from_byte_slice(&block).cksum() {
-            Ok(expected) if expected == sum => Ok(Some(block)),
+            // A fuzzer would not get past it.
+            Ok(expected) if expected == sum || cfg!(fuzzing) => Ok(Some(block)),
             _ => Err(bad(
                 "it is not a tar archive, or is damaged: a header's checksum is wrong",
             )),

@@ -28,7 +28,7 @@ pub(super) struct Heredoc {
 
 /// A whole file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Dockerfile {
+pub(crate) struct Dockerfile {
     pub(super) escape: char,
     pub(super) instructions: Vec<Instruction>,
 }
@@ -58,7 +58,7 @@ const KNOWN: &[&str] = &[
 ];
 
 /// Reads a Dockerfile; what is wrong is told with its line.
-pub(super) fn parse(text: &str) -> Result<Dockerfile, String> {
+pub(crate) fn parse(text: &str) -> Result<Dockerfile, String> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let escape = escape(text)?;
     let mut lines = text.lines().enumerate();

@@ -10,7 +10,7 @@
 
 pub(crate) mod cache;
 mod copy;
-mod dockerfile;
+pub(crate) mod dockerfile;
 mod run;
 mod stage;
 mod steps;

@@ -10,7 +10,7 @@
 
 mod attach;
 mod boot;
-mod config;
+pub(crate) mod config;
 mod container;
 mod control;
 mod create;

@@ -6,7 +6,7 @@
 //! insecure.
 
 mod auth;
-mod manifest;
+pub(crate) mod manifest;
 mod pull;
 mod session;
 #[cfg(test)]
