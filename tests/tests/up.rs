@@ -144,7 +144,9 @@ fn zones_and_volumes_go_from_one_machine_to_another() {
         .monobloc("send web@tuesday --from monday -m quickstart --to second")
         .ok();
     two("stop -t 0 web").ok();
-    person.monobloc("snapshot rollback web@tuesday --yes -m second").ok();
+    person
+        .monobloc("snapshot rollback web@tuesday --yes -m second")
+        .ok();
     two("start web").ok();
     assert_eq!(two("exec web cat /kept").ok(), "second");
 

@@ -1,5 +1,6 @@
 //! The memory that zones of one image take for its files: with their roots as they are, and beside it with
-//! roots that would be plain btrfs snapshots. Run with `cargo test -p store memory -- --ignored --nocapture`.
+//! roots that would be plain btrfs snapshots, and with those of Docker's overlay2, which are overlays of
+//! folders. Run with `cargo test -p store memory -- --ignored --nocapture`.
 
 use std::fs::{self, File};
 use std::io;
@@ -32,6 +33,38 @@ fn read(tree: &Path) {
         let mut file = File::open(tree.join(format!("lib{n}.so"))).unwrap();
         let read = io::copy(&mut file, &mut io::sink()).unwrap();
         assert_eq!(read as usize, LIBRARY);
+    }
+}
+
+/// A root as overlay2 makes it; unmounted when this ends.
+struct Overlay {
+    merged: PathBuf,
+}
+
+impl Overlay {
+    fn new(lower: &Path, place: &Path, number: usize) -> Overlay {
+        let part = |name: &str| {
+            let path = place.join(format!("overlay2/{number}/{name}"));
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        let (upper, work, merged) = (part("diff"), part("work"), part("merged"));
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let options = std::ffi::CString::new(options).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("overlay", &merged, "overlay", flags, Some(options.as_c_str())).unwrap();
+        Overlay { merged }
+    }
+}
+
+impl Drop for Overlay {
+    fn drop(&mut self) {
+        rustix::mount::unmount(&self.merged, rustix::mount::UnmountFlags::empty()).unwrap();
     }
 }
 
@@ -69,10 +102,23 @@ fn a_hundred_zones_of_one_image_take_memory() {
         read(&pool.path().join("store/tmp").join(&name));
     }
     let plain = cached() - before;
+
+    let before = cached();
+    let mut overlays = Vec::new();
+    for n in 0..ZONES {
+        overlays.push(Overlay::new(
+            &pool.path().join("store/tmp/plain-0"),
+            &pool.path(),
+            n,
+        ));
+        read(&overlays[n].merged);
+    }
+    let overlay = cached() - before;
     let image = (LIBRARIES * LIBRARY / MIB) as i64;
     println!(
-        "{ZONES} zones of an image with {image} MiB of libraries: {} MiB more in memory, {} MiB as plain snapshots",
+        "{ZONES} zones of an image with {image} MiB of libraries: {} MiB more in memory, {} MiB as overlays of folders, {} MiB as plain snapshots",
         ours / MIB as i64,
+        overlay / MIB as i64,
         plain / MIB as i64
     );
     assert!(ours * 4 < plain, "{ours} beside {plain}");
