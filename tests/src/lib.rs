@@ -18,6 +18,7 @@ pub mod host;
 pub mod image;
 pub mod images;
 pub mod machine;
+pub mod peer;
 pub mod process;
 pub mod registry;
 pub mod setup;

@@ -122,7 +122,7 @@ fn zones_and_volumes_go_from_one_machine_to_another() {
     assert!(said.code == 0, "{said}");
     let one = |line: &str| person.docker(&format!("--context monobloc {line}"));
     let two = |line: &str| person.docker(&format!("--context monobloc-second {line}"));
-    one("run -d --name web -v data:/data busybox sh -c 'echo first > /kept; echo first > /data/kept; sync; exec sleep 9999'").ok();
+    one("run -d --name web -v data:/data busybox sh -c '[ -e /kept ] || echo first > /kept; echo first > /data/kept; sync; exec sleep 9999'").ok();
     let kept = one("exec web sh -c 'until [ -s /data/kept ]; do :; done; cat /kept'").ok();
     assert_eq!(kept, "first");
 
