@@ -23,6 +23,10 @@ impl Digest {
         Digest(Sha256::digest(content).into())
     }
 
+    pub(crate) fn from_hash(hash: Sha256) -> Digest {
+        Digest(hash.finalize().into())
+    }
+
     /// The 64 hexadecimal digits alone.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -22,6 +22,7 @@ use rustix::process::{Gid, Uid};
 
 use crate::error::{Error, Result};
 use crate::folder;
+use crate::recipe::Writer;
 use crate::tarball::{Entry, Kind, Map, Tarball};
 use copying::{CAPABILITY, Copying};
 
@@ -198,6 +199,9 @@ impl Extractor {
             }
             remove(dir, name, 0)?;
             self.absolute_links.remove(&path);
+            if self.placed.contains(&path) || is_dir && self.has_placed_below(&path) {
+                content.recipe().map(Writer::spoil);
+            }
         }
         let mode = Mode::from_raw_mode(entry.mode);
         match entry.kind {
@@ -213,8 +217,11 @@ impl Extractor {
                     OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let file = openat(dir, name, flags, Mode::RUSR | Mode::WUSR)?;
                 self.size += match &entry.holes {
-                    None => copy(content, &file, &mut self.buffer)?,
-                    Some(map) => copy_pieces(content, &file, map, &mut self.buffer)?,
+                    None => {
+                        begin_file(content, &path, 0);
+                        copy(content, &file, &mut self.buffer)?
+                    }
+                    Some(map) => copy_pieces(content, &file, &path, map, &mut self.buffer)?,
                 };
                 set_metadata(&file, entry)?;
                 futimens(&file, &times(entry.mtime))?;
@@ -512,14 +519,28 @@ fn copy(from: &mut dyn Read, to: impl AsFd, buffer: &mut [u8]) -> Outcome<u64> {
 }
 
 /// The same for a file with holes, each piece to its place.
-fn copy_pieces(from: &mut dyn Read, to: impl AsFd, map: &Map, buffer: &mut [u8]) -> Outcome<u64> {
+fn copy_pieces<R: Read>(
+    from: &mut Tarball<R>,
+    to: impl AsFd,
+    path: &[u8],
+    map: &Map,
+    buffer: &mut [u8],
+) -> Outcome<u64> {
     let mut total = 0;
     for (offset, length) in &map.pieces {
+        begin_file(from, path, *offset);
         rustix::fs::seek(&to, rustix::fs::SeekFrom::Start(*offset))?;
         total += copy(&mut (&mut *from).take(*length), &to, buffer)?;
     }
     rustix::fs::ftruncate(&to, map.size)?;
     Ok(total)
+}
+
+/// Has the recipe, if there is one, find the content that follows in the file at `path`.
+fn begin_file<R: Read>(content: &mut Tarball<R>, path: &[u8], offset: u64) {
+    if let Some(recipe) = content.recipe() {
+        recipe.begin_file(path, offset);
+    }
 }
 
 /// Removes a file, link or whole folder.

@@ -69,6 +69,7 @@ impl Drop for Draft<'_> {
         if !self.kept {
             // What cannot be removed now is collected when the store is opened.
             let _ = btrfs::destroy_subvolume(&self.store.tmp, &self.name);
+            self.store.drop_recipe(&self.name);
             // Makes the kernel begin to free the space now instead of at its next commit.
             let _ = btrfs::sync(&self.store.tmp);
         }
@@ -95,9 +96,11 @@ impl Store {
         let what = "use the new layer's folder";
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let same = openat(&root, ".", flags, Mode::empty()).during(what)?;
-        let mut tarball = Tarball::new(DigestReader::new(decompress(tar)?));
+        let recipe = self.start_recipe(&draft.name)?;
+        let mut tarball = Tarball::recorded(DigestReader::new(decompress(tar)?), recipe);
         let size = Extractor::new(same, Placing::Layer).run(&mut tarball)?;
-        let (diff_id, _) = tarball.drain()?.finish();
+        let (read, recipe) = tarball.drain()?;
+        let (diff_id, _) = read.finish();
         if let Some(expected) = expected.filter(|expected| **expected != diff_id) {
             return Err(Error::WrongDigest {
                 expected: *expected,
@@ -117,6 +120,9 @@ impl Store {
             parent: parent.copied(),
             size,
         };
+        if let Some(recipe) = recipe {
+            self.keep_recipe(recipe, &draft.name, &layer.chain_id)?;
+        }
         draft.kept = self.keep_layer(&draft.name, &root, &layer)?;
         Ok(layer)
     }

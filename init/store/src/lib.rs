@@ -36,6 +36,7 @@ mod oci;
 mod pack;
 mod pool;
 mod quota;
+mod recipe;
 mod reference;
 mod root;
 mod snapshot;

@@ -7,6 +7,7 @@
 //! store/snapshots/   see `snapshot.rs`
 //! store/incoming/    see `transfer/incoming.rs`
 //! store/devices/    nodes of devices that zones are given
+//! store/recipes/HEX  how a layer's archive is made again
 //! store/tmp/         what is half-made; emptied by `open`
 //! store/mount/       where layers are attached for the moment in which an overlay is made
 //! volumes/, host/    see `volume.rs`
@@ -171,6 +172,7 @@ impl Store {
             store.read_roots(&mut index)?;
             store.read_snapshots(&mut index)?;
             store.collect_layers(&mut index)?;
+            store.collect_recipes(|chain| index.layers.contains_key(chain))?;
         }
         store.quotas.sweep()?;
         Ok(store)
@@ -293,6 +295,7 @@ impl Store {
             // The record first: a layer without one is collected, one without a tree would be missed.
             self.layer_state.remove(&chain.hex())?;
             btrfs::destroy_subvolume(&self.layers, &chain.hex()).during(format!("remove layer {chain}"))?;
+            self.remove_recipe(chain)?;
             index.layers.remove(chain);
             index.unrecorded.remove(chain);
         }

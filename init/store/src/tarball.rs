@@ -13,6 +13,7 @@ use std::io::{self, Read};
 use tar::{EntryType, Header};
 
 use crate::error::{Error, Result};
+use crate::recipe::Writer;
 
 pub(crate) use sparse::Map;
 
@@ -66,6 +67,8 @@ pub(crate) struct Tarball<R> {
     /// Bytes of content that are still to come, and of padding after it.
     left: u64,
     padding: u64,
+    /// Where all that is read is kept, so that it can be made again.
+    recipe: Option<Writer>,
 }
 
 #[derive(Default)]
@@ -104,7 +107,21 @@ impl<R: Read> Tarball<R> {
             inner,
             left: 0,
             padding: 0,
+            recipe: None,
         }
+    }
+
+    /// The same, with a recipe of what is read.
+    pub(crate) fn recorded(inner: R, recipe: Writer) -> Tarball<R> {
+        Tarball {
+            recipe: Some(recipe),
+            ..Tarball::new(inner)
+        }
+    }
+
+    /// The recipe, if there is one.
+    pub(crate) fn recipe(&mut self) -> Option<&mut Writer> {
+        self.recipe.as_mut()
     }
 
     /// The next entry; `None` at the end of the archive.
@@ -132,9 +149,22 @@ impl<R: Read> Tarball<R> {
     }
 
     /// Reads what follows the end of the archive, so that a digest covers the whole stream.
-    pub(crate) fn drain(mut self) -> Result<R> {
-        io::copy(&mut self.inner, &mut io::sink()).map_err(|reason| unreadable(&reason))?;
-        Ok(self.inner)
+    pub(crate) fn drain(mut self) -> Result<(R, Option<Writer>)> {
+        self.pass(u64::MAX)?;
+        Ok((self.inner, self.recipe))
+    }
+
+    /// Reads so many bytes and has no use for them; gives how many there were.
+    fn pass(&mut self, count: u64) -> Result<u64> {
+        let passed = (&mut self.inner).take(count);
+        let passed = match &mut self.recipe {
+            Some(recipe) => {
+                recipe.end_file();
+                io::copy(&mut { passed }, &mut Recorded(recipe))
+            }
+            None => io::copy(&mut { passed }, &mut io::sink()),
+        };
+        passed.map_err(|reason| unreadable(&reason))
     }
 
     fn entry(&mut self, header: &Header, size: u64, mut extension: Extension) -> Result<Entry> {
@@ -243,6 +273,10 @@ impl<R: Read> Tarball<R> {
                 Err(reason) => return Err(unreadable(&reason)),
             }
         }
+        if let Some(recipe) = &mut self.recipe {
+            recipe.end_file();
+            recipe.take(&block);
+        }
         Ok(Some(block))
     }
 
@@ -287,9 +321,7 @@ impl<R: Read> Tarball<R> {
 
     fn skip(&mut self) -> Result<()> {
         let count = self.left.saturating_add(self.padding);
-        let skipped = io::copy(&mut (&mut self.inner).take(count), &mut io::sink())
-            .map_err(|reason| unreadable(&reason))?;
-        if skipped < count {
+        if self.pass(count)? < count {
             return Err(truncated());
         }
         (self.left, self.padding) = (0, 0);
@@ -309,7 +341,24 @@ impl<R: Read> Read for Tarball<R> {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it is truncated"));
         }
         self.left -= count as u64;
+        if let Some(recipe) = &mut self.recipe {
+            recipe.take(buffer.get(..count).unwrap_or_default());
+        }
         Ok(count)
+    }
+}
+
+/// Takes what is passed over.
+struct Recorded<'a>(&'a mut Writer);
+
+impl io::Write for Recorded<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.take(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

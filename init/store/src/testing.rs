@@ -206,6 +206,11 @@ impl TarMaker {
         self.entry(tar::EntryType::Link, name, target, b"")
     }
 
+    /// Without the archive's end.
+    pub(crate) fn entries(self) -> Vec<u8> {
+        self.bytes
+    }
+
     pub(crate) fn finish(mut self) -> Vec<u8> {
         self.bytes.resize(self.bytes.len() + 1024, 0);
         self.bytes

@@ -17,6 +17,64 @@ fn ingest(store: &Store, tar: &[u8]) -> crate::Result<ChainId> {
     Ok(store.ingest_layer(None, &Digest::of(tar), tar)?.chain_id)
 }
 
+/// The layer's archive as the store makes it again.
+fn packed(store: &Store, chain: &ChainId) -> Vec<u8> {
+    let mut tar = Vec::new();
+    store.pack_layer(chain, &mut tar).unwrap();
+    assert_eq!(store.layer_tar_bytes(chain).unwrap(), tar.len() as u64);
+    tar
+}
+
+#[test]
+fn an_archive_that_names_a_file_twice_cannot_be_made_again_and_a_damaged_one_is_told() {
+    let pool = TestPool::new(POOL);
+    let store = pool.store();
+    for twice in [
+        TarMaker::default().file("a", b"one").file("a", b"two").finish(),
+        TarMaker::default()
+            .file("a/b", b"one")
+            .symlink("a", "elsewhere")
+            .finish(),
+    ] {
+        let chain = ingest(&store, &twice).unwrap();
+        let refusal = store.pack_layer(&chain, &mut Vec::new()).unwrap_err().to_string();
+        assert!(refusal.contains("names a file twice"), "{refusal}");
+    }
+    // Trailing bytes, a whiteout with content and a link to what is below belong to it.
+    let below = TarMaker::default().file("dir/old", b"old").finish();
+    let parent = ingest(&store, &below).unwrap();
+    let mut tar = TarMaker::default()
+        .file("dir/.wh.old", b"why")
+        .hardlink("dir/twin", "dir/new")
+        .finish();
+    tar.splice(..0, TarMaker::default().file("dir/new", &[7; 200_000]).entries());
+    tar.resize(tar.len() + 10_000, 3);
+    let layer = store.ingest_layer(Some(&parent), &Digest::of(&tar), tar.as_slice());
+    let chain = layer.unwrap().chain_id;
+    assert!(packed(&store, &chain) == tar);
+
+    // What another key makes of the content has another digest.
+    let place = tree(&store, &chain);
+    sys::btrfs::set_read_only(fs::File::open(&place).unwrap(), false).unwrap();
+    let mut file = fs::File::options()
+        .write(true)
+        .open(place.join("dir/new"))
+        .unwrap();
+    file.write_all(b"changed").unwrap();
+    drop(file);
+    assert!(matches!(
+        store.pack_layer(&chain, &mut Vec::new()),
+        Err(Error::WrongDigest { .. })
+    ));
+    let recipes = || fs::read_dir(pool.path().join("store/recipes")).unwrap().count();
+    assert_eq!(recipes(), 2);
+    drop(store);
+    // None of these layers has an image.
+    let store = pool.store();
+    assert_eq!(recipes(), 0);
+    drop(store);
+}
+
 fn tree(store: &Store, chain: &ChainId) -> std::path::PathBuf {
     store.path().join("store/layers").join(chain.hex())
 }
@@ -397,6 +455,7 @@ fn a_layer_is_what_tar_has_written_in_each_of_its_forms() {
         let chain = ingest(&store, &tar).unwrap();
         let made = tarred(&tree(&store, &chain), form);
         assert!(made == tar, "{form:?}: {} and {} bytes", made.len(), tar.len());
+        assert!(packed(&store, &chain) == tar, "{form:?}");
     }
 }
 
@@ -428,7 +487,9 @@ fn files_with_holes_are_taken_in_every_form_of_tar_and_keep_their_holes() {
     ] {
         let tar = tarred(source.path(), &[&["--sparse"], form].concat());
         assert!(tar.len() < 2 << 20, "tar has written the holes");
-        let tree = tree(&store, &ingest(&store, &tar).unwrap());
+        let chain = ingest(&store, &tar).unwrap();
+        assert!(packed(&store, &chain) == tar, "{form:?}");
+        let tree = tree(&store, &chain);
         let (content, blocks) = read(&tree.join("many"));
         assert!(content == expected, "{form:?}");
         assert!(blocks < 4 << 11, "{form:?}: the holes are gone, {blocks} sectors");
