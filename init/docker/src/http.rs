@@ -412,6 +412,39 @@ pub fn ndjson() -> (BodySender, Response) {
     (sender, response)
 }
 
+/// Answers with a tar that `write` writes while the client reads; what fails breaks the answer off.
+pub(crate) fn stream_tar(
+    write: impl FnOnce(&mut dyn io::Write) -> store::Result<()> + Send + 'static,
+) -> Response {
+    /// Bytes of one piece on its way to the client.
+    const PIECE: usize = 64 << 10;
+    let (sender, body) = channel();
+    tokio::task::spawn_blocking(move || {
+        let mut to = io::BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
+        let written = write(&mut to).map_err(|error| io::Error::other(error.to_string()));
+        if let Err(error) = written.and_then(|()| io::Write::flush(&mut to)) {
+            sender.blocking_fail(error);
+        }
+    });
+    let mut response = hyper::Response::new(body);
+    let tar = HeaderValue::from_static("application/x-tar");
+    response.headers_mut().insert(CONTENT_TYPE, tar);
+    response
+}
+
+struct Pieces(BodySender);
+
+impl io::Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.blocking_send(bytes.to_vec())?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 pub fn no_body() -> Body {
     whole(Bytes::new())
 }

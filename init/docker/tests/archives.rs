@@ -109,3 +109,146 @@ fn an_import_for_another_kind_of_machine_is_refused() {
         assert!(id.starts_with("sha256:"), "{id}");
     });
 }
+
+/// Names and contents of the files of a tar.
+fn files(tar: &[u8]) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let mut archive = tar::Archive::new(tar);
+    let entries = archive.entries().unwrap().map(|entry| {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_str().unwrap().to_owned();
+        let mut content = Vec::new();
+        std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
+        (name, content)
+    });
+    entries.collect()
+}
+
+#[test]
+fn what_is_saved_is_what_was_loaded_and_loads_again() {
+    with_machine(|machine| {
+        let layer = tar(&[("file", &vec![7; 300_000]), ("other", b"x")]);
+        let load = |name: &str, archive: &[u8]| {
+            let file = machine.dir.join(name);
+            std::fs::write(&file, archive).unwrap();
+            machine.out(&["load", "-i", file.to_str().unwrap()])
+        };
+        load("first", &archive("box:1", &layer));
+        let id = machine
+            .out(&["images", "-q", "--no-trunc", "box:1"])
+            .trim()
+            .to_owned();
+        machine.out(&["tag", "box:1", "box:2"]);
+        machine.out(&["tag", "box:1", "elsewhere/box:3"]);
+        // One that was made here, of what a container has changed.
+        machine.out(&[
+            "run",
+            "--name",
+            "maker",
+            "busybox",
+            "sh",
+            "-c",
+            "echo made > /made; rm /etc/group",
+        ]);
+        machine.out(&["commit", "maker", "made:1"]);
+        let save = |names: &[&str]| {
+            let output = machine
+                .command(&[&["save"], names].concat())
+                .stdout(Stdio::piped())
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "{output:?}");
+            output.stdout
+        };
+        let one = save(&["box:1"]);
+        let parts = files(&one);
+        let blob = format!("blobs/sha256/{}", Digest::of(&layer).hex());
+        assert!(parts[&blob] == layer, "the layer's archive is another");
+        let manifest: serde_json::Value = serde_json::from_slice(&parts["manifest.json"]).unwrap();
+        assert_eq!(manifest[0]["RepoTags"], json!(["box:1"]));
+        assert_eq!(manifest[0]["Layers"], json!([blob]));
+        // By its repository with all tags of that, by its id without any.
+        let manifest = |tar: &[u8]| -> serde_json::Value {
+            serde_json::from_slice(&files(tar)["manifest.json"]).unwrap()
+        };
+        assert_eq!(
+            manifest(&save(&["box"]))[0]["RepoTags"],
+            json!(["box:1", "box:2"])
+        );
+        assert_eq!(manifest(&save(&[&id]))[0]["RepoTags"], serde_json::Value::Null);
+
+        let all = save(&["box:1", "elsewhere/box:3", "made:1", "busybox"]);
+        assert_eq!(manifest(&all).as_array().unwrap().len(), 3);
+        let made = machine.out(&["images", "-q", "--no-trunc", "made:1"]);
+        machine.out(&["rm", "maker"]);
+        machine.out(&["rmi", "box:1", "box:2", "elsewhere/box:3", "made:1"]);
+        let told = load("all", &all);
+        assert!(told.contains("Loaded image: elsewhere/box:3"), "{told}");
+        assert_eq!(machine.out(&["images", "-q", "--no-trunc", "box:1"]).trim(), id);
+        assert_eq!(machine.out(&["images", "-q", "--no-trunc", "made:1"]), made);
+        let said = machine.out(&[
+            "run",
+            "--rm",
+            "made:1",
+            "sh",
+            "-c",
+            "cat /made; [ -e /etc/group ] || echo gone",
+        ]);
+        assert_eq!(said, "made\ngone");
+
+        // As other tools read it: by its manifest, and as an OCI layout.
+        let folder = machine.dir.join("layout");
+        std::fs::create_dir(&folder).unwrap();
+        tar::Archive::new(one.as_slice()).unpack(&folder).unwrap();
+        let file = machine.dir.join("one.tar");
+        std::fs::write(&file, &one).unwrap();
+        tools::need(&["skopeo"]);
+        for source in [
+            format!("docker-archive:{}", file.display()),
+            format!("oci:{}", folder.display()),
+        ] {
+            let told = std::process::Command::new("skopeo")
+                .args(["inspect", "--config", "--raw", &source])
+                .output()
+                .unwrap();
+            assert!(told.status.success(), "{source}: {told:?}");
+            assert_eq!(format!("{}", Digest::of(&told.stdout)), id, "{source}");
+        }
+        let missing = machine.command(&["save", "nothing:1"]).output().unwrap();
+        let text = String::from_utf8_lossy(&missing.stderr).into_owned();
+        assert!(text.contains("No such image: nothing:1"), "{text}");
+    });
+}
+
+#[test]
+fn images_are_pruned_by_label_and_age() {
+    with_machine(|machine| {
+        for name in ["keep", "drop"] {
+            let file = machine.dir.join("Dockerfile");
+            std::fs::write(&file, format!("FROM busybox\nLABEL kind={name}\n")).unwrap();
+            machine.out(&["build", "-q", "-t", name, machine.dir.to_str().unwrap()]);
+        }
+        machine.out(&["image", "prune", "-af", "--filter", "label=kind=drop"]);
+        assert_eq!(machine.out(&["images", "-q", "drop"]), "");
+        machine.out(&[
+            "image",
+            "prune",
+            "-af",
+            "--filter",
+            "until=24h",
+            "--filter",
+            "label=kind",
+        ]);
+        assert_ne!(machine.out(&["images", "-q", "keep"]), "");
+        machine.out(&[
+            "image",
+            "prune",
+            "-af",
+            "--filter",
+            "label!=kind=other",
+            "--filter",
+            "label=kind",
+        ]);
+        assert_eq!(machine.out(&["images", "-q", "keep"]), "");
+        assert_ne!(machine.out(&["images", "-q", "busybox"]), "");
+    });
+}

@@ -250,7 +250,7 @@ impl Store {
     /// # Errors
     /// The layer was made by a version that kept no recipe, or its archive named a file twice; a file is
     /// damaged; `to` takes no more.
-    pub fn pack_layer(&self, chain: &ChainId, to: &mut impl Write) -> Result<()> {
+    pub fn pack_layer(&self, chain: &ChainId, to: &mut dyn Write) -> Result<()> {
         let what = || format!("make the archive of layer {chain}");
         let layer = self.layer(chain).ok_or(Error::MissingLayer { chain: *chain })?;
         let mut reader = self.recipe(chain)?;

@@ -4,13 +4,13 @@
 //! root, or the volume that the path lies in, and nobody starts it meanwhile.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode};
 use serde_json::json;
 use store::{Change, ChangeKind, PathInfo, Unpacking, ZoneFiles};
@@ -20,13 +20,10 @@ use tokio_util::io::SyncIoBridge;
 use super::container::{Container, Turn};
 use super::{mounts, root};
 use crate::engine::Engine;
-use crate::http::{ApiError, BodySender, Request, Response, Result, blocking, channel, empty, ok};
+use crate::http::{ApiError, Request, Response, Result, blocking, empty, ok, stream_tar};
 use crate::users::Databases;
 
 const PATH_STAT: &str = "X-Docker-Container-Path-Stat";
-const TAR: HeaderValue = HeaderValue::from_static("application/x-tar");
-/// Bytes of one piece of a tar on its way to the client.
-const PIECE: usize = 64 << 10;
 
 /// A tree and a path in it, and where nobody uses it the turn that keeps it so.
 struct Opened {
@@ -168,29 +165,7 @@ fn tar_of(
     opened: Opened,
     write: impl FnOnce(&Opened, &mut dyn Write) -> store::Result<()> + Send + 'static,
 ) -> Response {
-    let (sender, body) = channel();
-    tokio::task::spawn_blocking(move || {
-        let mut to = BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
-        if let Err(error) = write(&opened, &mut to) {
-            sender.blocking_fail(io::Error::other(error.to_string()));
-        }
-    });
-    let mut response = hyper::Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, TAR);
-    response
-}
-
-struct Pieces(BodySender);
-
-impl Write for Pieces {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.blocking_send(bytes.to_vec())?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    stream_tar(move |to| write(&opened, to))
 }
 
 /// `PUT /containers/{id}/archive`

@@ -42,17 +42,19 @@ pub(super) async fn list(engine: &Arc<Engine>, req: Request) -> Result<Response>
             && filters.matches("dangling", |wanted| {
                 image.references.is_empty() == matches!(wanted, "1" | "true")
             })
-            && filters.matches("reference", |pattern| {
-                image
-                    .references
-                    .iter()
-                    .chain(&image.digests)
-                    .any(|name| fits(pattern, name))
-            })
             && before.is_none_or(|edge| created < edge)
             && since.is_none_or(|edge| created > edge)
     };
     let mut images: Vec<Image> = store.images().into_iter().filter(shown).collect();
+    if !filters.get("reference").is_empty() {
+        // Of an image with several names only those are shown that were asked for.
+        let wanted = |name: &Reference| filters.matches("reference", |pattern| fits(pattern, name));
+        images.retain_mut(|image| {
+            image.references.retain(wanted);
+            image.digests.retain(wanted);
+            !(image.references.is_empty() && image.digests.is_empty())
+        });
+    }
     images.sort_by_key(|image| std::cmp::Reverse(seconds(&image.created)));
     let mut list: Vec<ImageSummary> = images.into_iter().map(summary).collect();
     if req.version < EMPTY_NAMES {

@@ -6,6 +6,7 @@ mod list;
 mod progress;
 mod pull;
 mod remove;
+mod save;
 
 pub(crate) use commit::commit;
 pub(crate) use list::usage;
@@ -43,6 +44,13 @@ pub async fn route(
         ("GET", ["images", name @ .., "json"]) if !name.is_empty() => {
             req.name = name.join("/");
             list::inspect(&engine, req).await
+        }
+        ("GET", ["images", "get"]) => {
+            let names: Vec<&str> = req.query.all("names").collect();
+            save::save(&engine, &names).await
+        }
+        ("GET", ["images", name @ .., "get"]) if !name.is_empty() => {
+            save::save(&engine, &[&name.join("/")]).await
         }
         ("GET", ["images", name @ .., "history"]) if !name.is_empty() => {
             req.name = name.join("/");

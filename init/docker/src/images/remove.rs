@@ -12,6 +12,7 @@ use crate::build::cache;
 use crate::containers::Status;
 use crate::engine::Engine;
 use crate::http::{self, ApiError, Request, Response, Result, blocking};
+use crate::until;
 
 /// `POST /images/{name}/tag`
 pub(super) async fn tag(engine: &Arc<Engine>, req: Request) -> Result<Response> {
@@ -180,7 +181,8 @@ fn deleted(id: String) -> ImageDeleteResponseItem {
 pub(super) async fn prune(engine: &Arc<Engine>, req: Request) -> Result<Response> {
     let store = engine.store().await?;
     let filters = req.query.filters()?;
-    filters.only(&["dangling"])?;
+    filters.only(&["dangling", "label", "label!", "until"])?;
+    let until = until::of(&filters)?;
     let all = filters
         .get("dangling")
         .iter()
@@ -196,7 +198,13 @@ pub(super) async fn prune(engine: &Arc<Engine>, req: Request) -> Result<Response
             cache::images(&store)
         };
         let images = store.images().into_iter();
-        for image in images.filter(|image| !hidden.contains(&image.id.to_string())) {
+        let meant = |image: &Image| {
+            let labels = &image.config.config.labels;
+            !hidden.contains(&image.id.to_string())
+                && filters.pruned(|key| labels.get(key).map(String::as_str))
+                && until.is_none_or(|until| !until::is_after(&image.created, until))
+        };
+        for image in images.filter(meant) {
             if users(&store, &image.id).is_empty() && (all || image.references.is_empty()) {
                 let before = told.len();
                 delete(&store, &image, &mut told)?;
