@@ -131,6 +131,82 @@ fn a_registry_with_tokens_gives_public_images_to_anyone_and_others_to_its_user()
 }
 
 #[test]
+fn an_image_is_pushed_once_and_is_the_same_when_it_comes_back() {
+    let docker = docker();
+    docker
+        .outcome_of("load", &busybox("ours:1").docker_archive())
+        .ok();
+    docker.ok("run --name pusher ours:1 sh -c 'echo pushed > /pushed'");
+    docker.ok("commit pusher ours:2");
+    docker.ok("rm pusher");
+    let id = docker.ok("images -q --no-trunc ours:2");
+    let name = format!("{}/team/ours:2", REGISTRY.address());
+    docker.ok(&format!("tag ours:2 {name}"));
+    let said = docker.ok(&format!("push {name}"));
+    assert!(
+        said.contains("Pushed") && said.contains("2: digest: sha256:"),
+        "{said}"
+    );
+    let again = docker.ok(&format!("push {name}"));
+    assert!(
+        again.contains("Layer already exists") && !again.contains("Pushed"),
+        "{again}"
+    );
+    let digest = said.split_once("digest: ").unwrap().1.split(' ').next().unwrap();
+    let told = docker.ok(&format!("inspect --format {{{{json .RepoDigests}}}} {name}"));
+    assert!(told.contains(digest), "{told}");
+    let told = MACHINE.request("GET", &format!("/v1.41/distribution/{name}/json"));
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["Descriptor"]["digest"], digest, "{told}");
+    assert_eq!(
+        told["Platforms"],
+        json!([{"architecture": "amd64", "os": "linux"}])
+    );
+
+    // Another repository of the same registry gets the layers from there.
+    let other = format!("{}/other/ours:2", REGISTRY.address());
+    docker.ok(&format!("tag ours:2 {other}"));
+    let said = docker.ok(&format!("push {other}"));
+    assert!(said.contains("Mounted from team/ours"), "{said}");
+
+    docker.ok(&format!("rmi {name} {other} ours:1 ours:2"));
+    docker.ok(&format!("pull {other}"));
+    assert_eq!(docker.ok(&format!("images -q --no-trunc {other}")), id);
+    assert_eq!(docker.ok(&format!("run --rm {other} cat /pushed")), "pushed");
+
+    // All tags of a repository, where it has a password and where it has tokens.
+    for access in [Access::Password, Access::Token] {
+        let closed = REGISTRY.beside(access);
+        let repository = format!("{}/closed/ours", closed.address());
+        for tag in ["a", "b"] {
+            docker.ok(&format!("tag {other} {repository}:{tag}"));
+        }
+        let someone = MACHINE.new_docker();
+        let refusal = someone.fails(&format!("push {repository}:a"));
+        assert!(refusal.contains("denied"), "{access:?}: {refusal}");
+        someone
+            .outcome_of(
+                &format!("login -u '{USER}' --password-stdin {}", closed.address()),
+                PASSWORD.as_bytes(),
+            )
+            .ok();
+        let said = someone.ok(&format!("push -a {repository}"));
+        assert!(
+            said.contains("a: digest:") && said.contains("b: digest:"),
+            "{access:?}: {said}"
+        );
+        docker.ok(&format!("rmi {repository}:a {repository}:b"));
+        someone.ok(&format!("pull {repository}:b"));
+        docker.ok(&format!("rmi {repository}:b"));
+    }
+    docker.ok(&format!("rmi {other}"));
+    let refusal = docker.fails(&format!("push {name}"));
+    assert!(refusal.contains("does not exist"), "{refusal}");
+    let refusal = docker.fails("search busybox");
+    assert!(refusal.contains("searches no registry"), "{refusal}");
+}
+
+#[test]
 fn a_blob_that_is_not_what_its_digest_says_is_refused() {
     let image = Image::new(
         "forged:1",

@@ -29,6 +29,13 @@ impl BlobWriter {
         })
     }
 
+    /// What was written, whatever it is, and its digest.
+    pub fn close(self) -> (Blob, Digest) {
+        let (digest, size) = self.hash.finish();
+        let file = Arc::new(self.file);
+        (Blob { file, size }, digest)
+    }
+
     /// # Errors
     /// [`Error::WrongDigest`] where the bytes are not those that `expected` names.
     pub fn finish(self, expected: &Digest) -> Result<Blob> {
@@ -72,9 +79,14 @@ impl Blob {
 
     /// Readers are independent of each other.
     pub fn reader(&self) -> BlobReader {
+        self.reader_at(0)
+    }
+
+    /// Reads from an offset on.
+    pub fn reader_at(&self, offset: u64) -> BlobReader {
         BlobReader {
             file: Arc::clone(&self.file),
-            offset: 0,
+            offset,
             end: self.size,
         }
     }

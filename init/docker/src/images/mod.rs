@@ -2,9 +2,11 @@
 
 mod archive;
 mod commit;
+mod distribution;
 mod list;
 mod progress;
 mod pull;
+mod push;
 mod remove;
 mod save;
 
@@ -45,6 +47,13 @@ pub async fn route(
             req.name = name.join("/");
             list::inspect(&engine, req).await
         }
+        ("GET", ["images", "search"]) => Err(ApiError::not_implemented(
+            "Monobloc searches no registry: the protocol that all of them speak has no search. Look for the image at the registry's own site.",
+        )),
+        ("GET", ["distribution", name @ .., "json"]) if !name.is_empty() => {
+            req.name = name.join("/");
+            distribution::inspect(&engine, &req).await
+        }
         ("GET", ["images", "get"]) => {
             let names: Vec<&str> = req.query.all("names").collect();
             save::save(&engine, &names).await
@@ -55,6 +64,10 @@ pub async fn route(
         ("GET", ["images", name @ .., "history"]) if !name.is_empty() => {
             req.name = name.join("/");
             list::history(&engine, req).await
+        }
+        ("POST", ["images", name @ .., "push"]) if !name.is_empty() => {
+            req.name = name.join("/");
+            push::start(&engine, req).await
         }
         ("POST", ["images", name @ .., "tag"]) if !name.is_empty() => {
             req.name = name.join("/");

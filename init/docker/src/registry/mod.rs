@@ -1,4 +1,4 @@
-//! The registry client: images pulled by the OCI distribution protocol.
+//! The registry client: images pulled and pushed by the OCI distribution protocol.
 //!
 //! Nothing a registry says is believed: manifests asked for by digest, configs and layers are held
 //! against their digests, and a layer becomes visible only with the diff-id that the config promises.
@@ -8,6 +8,7 @@
 mod auth;
 pub(crate) mod manifest;
 mod pull;
+mod push;
 mod session;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -17,6 +18,7 @@ use store::Reference;
 
 pub(crate) use auth::{BASE64_URL, Credentials};
 pub(crate) use pull::{Event, Pull, Pulled};
+pub(crate) use push::{Step, push};
 pub(crate) use session::{Session, client};
 
 use crate::http::ApiError;

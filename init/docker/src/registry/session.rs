@@ -86,7 +86,7 @@ impl Session {
 
     /// Fetches a manifest or index by tag or digest, with its digest.
     pub(crate) async fn manifest(&self, wanted: &str) -> Result<(Vec<u8>, Digest), RegistryError> {
-        let url = format!("{}/{}/manifests/{wanted}", self.base, self.reference.path());
+        let url = self.url(&format!("manifests/{wanted}"));
         let response = self
             .send(|http| http.request(Method::GET, &url).header(ACCEPT, manifest::ACCEPT))
             .await?;
@@ -118,7 +118,7 @@ impl Session {
 
     /// Begins to fetch a blob from an offset on. A registry that cannot begin there answers 200.
     pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<Response, RegistryError> {
-        let url = format!("{}/{}/blobs/{digest}", self.base, self.reference.path());
+        let url = self.url(&format!("blobs/{digest}"));
         let response = self
             .send(|http| {
                 let request = http.request(Method::GET, &url);
@@ -132,8 +132,13 @@ impl Session {
         self.expect(response, "a blob").await
     }
 
+    /// The address of something in the repository.
+    pub(super) fn url(&self, place: &str) -> String {
+        format!("{}/{}/{place}", self.base, self.reference.path())
+    }
+
     /// Sends a request; when the registry asks who we are, answers and sends it again.
-    async fn send(
+    pub(super) async fn send(
         &self,
         request: impl Fn(&reqwest::Client) -> RequestBuilder,
     ) -> Result<Response, RegistryError> {
@@ -262,7 +267,7 @@ impl Session {
     }
 
     /// Passes a good answer on and makes an error of another.
-    async fn expect(&self, response: Response, what: &str) -> Result<Response, RegistryError> {
+    pub(super) async fn expect(&self, response: Response, what: &str) -> Result<Response, RegistryError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
