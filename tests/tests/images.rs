@@ -153,7 +153,7 @@ fn an_image_is_pushed_once_and_is_the_same_when_it_comes_back() {
         "{again}"
     );
     let digest = said.split_once("digest: ").unwrap().1.split(' ').next().unwrap();
-    let told = docker.ok(&format!("inspect --format {{{{json .RepoDigests}}}} {name}"));
+    let told = docker.ok(&format!("inspect --format '{{{{json .RepoDigests}}}}' {name}"));
     assert!(told.contains(digest), "{told}");
     let told = MACHINE.request("GET", &format!("/v1.41/distribution/{name}/json"));
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
