@@ -504,8 +504,11 @@ fn files_with_holes_are_taken_in_every_form_of_tar_and_keep_their_holes() {
     }
 }
 
-/// What lies in the pieces of a file, with their places, its length and its sectors of 512 bytes.
-fn read(path: &std::path::Path) -> ((u64, Vec<(u64, Vec<u8>)>), u64) {
+/// The length of a file with holes, and its pieces with their places.
+type Pieces = (u64, Vec<(u64, Vec<u8>)>);
+
+/// What lies in the pieces of a file, and its sectors of 512 bytes.
+fn read(path: &std::path::Path) -> (Pieces, u64) {
     use rustix::fs::{SeekFrom, seek};
     let file = fs::File::open(path).unwrap();
     let meta = file.metadata().unwrap();
