@@ -140,6 +140,11 @@ fn a_disk_can_be_overwritten_pulled_out_and_replaced_under_a_running_container()
     );
     let warning = docker.ok("info --format '{{json .Warnings}}'");
     assert!(warning.contains("is missing"), "{warning}");
+    let metrics = machine.request("GET", "/monobloc/v1/metrics");
+    let line = metrics
+        .lines()
+        .find(|line| line.starts_with("monobloc_disk_missing{") && line.contains("serial=\"second\""));
+    assert!(line.is_some_and(|line| line.ends_with("} 1")), "{metrics}");
 
     // A blank one in its place.
     machine.plug("third", &third);

@@ -99,6 +99,7 @@ async fn dispatch(engine: Arc<Engine>, mut req: Request) -> Result<Response> {
             ],
         ) => system::power(engine, verb),
         ("GET", ["monobloc", "v1", "disks"]) => crate::disks::list(&engine).await,
+        ("GET", ["monobloc", "v1", "metrics"]) => crate::disks::metrics(&engine).await,
         ("GET", ["monobloc", "v1", "pool"]) => crate::disks::pool(&engine).await,
         ("POST", ["monobloc", "v1", "pool", "unlock"]) => crate::disks::unlock(&engine, req).await,
         ("POST", ["monobloc", "v1", "pool", verb]) => crate::disks::change(engine, verb, req).await,

@@ -374,10 +374,7 @@ fn what_is_not_there_answers_with_a_sentence() {
         let id = machine.out(&["create", "busybox", "true"]);
         for (args, sentence) in [
             (&["pause", &id][..], "is not running"),
-            (
-                &["search", "x"][..],
-                "does not have the endpoint GET /images/search yet",
-            ),
+            (&["search", "x"][..], "searches no registry"),
             (
                 &["inspect", "--type", "container", "nobody"][..],
                 "No such container: nobody",

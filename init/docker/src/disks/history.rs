@@ -39,8 +39,8 @@ pub(super) struct Scrubs {
 pub(super) struct Found {
     read_errors: u64,
     damaged: u64,
-    repaired: u64,
-    lost: u64,
+    pub(super) repaired: u64,
+    pub(super) lost: u64,
 }
 
 impl Scrubs {

@@ -6,6 +6,7 @@
 
 mod encryption;
 mod history;
+mod metrics;
 mod work;
 
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::http::{ApiError, Request, Response, Result, blocking, ok};
 
 pub(crate) use encryption::unlock;
 pub(crate) use history::watch_over;
+pub(crate) use metrics::metrics;
 pub(crate) use work::Work;
 
 /// The word for a disk of the pool that is not there.
