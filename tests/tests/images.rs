@@ -196,8 +196,9 @@ fn an_image_is_pushed_once_and_is_the_same_when_it_comes_back() {
             "{access:?}: {said}"
         );
         docker.ok(&format!("rmi {repository}:a {repository}:b"));
-        someone.ok(&format!("pull {repository}:b"));
-        docker.ok(&format!("rmi {repository}:b"));
+        let said = someone.ok(&format!("pull -a {repository}"));
+        assert!(said.contains("Pulling from closed/ours"), "{said}");
+        docker.ok(&format!("rmi {repository}:a {repository}:b"));
     }
     docker.ok(&format!("rmi {other}"));
     let refusal = docker.fails(&format!("push {name}"));

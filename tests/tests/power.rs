@@ -268,6 +268,27 @@ fn check_pool(disk: &Disk, round: usize) {
     );
 }
 
+/// Looks into the pool of a machine that is off: nothing half-made is left, and each layer has what it
+/// needs.
+#[track_caller]
+fn check_leftovers(disk: &Disk) {
+    let script = "mount -o loop,ro \"$0\" /mnt; ls -A /mnt/store/tmp; ls /mnt/store/layers > /tmp/layers.$$; \
+        ls /mnt/store/recipes | diff /tmp/layers.$$ -; ls /mnt/state/layers | sed 's/.json$//' | diff /tmp/layers.$$ -; \
+        wc -l < /tmp/layers.$$; rm /tmp/layers.$$";
+    let arguments = [
+        "--mount".as_ref(),
+        "sh".as_ref(),
+        "-ec".as_ref(),
+        script.as_ref(),
+        disk.path().as_os_str(),
+    ];
+    let said = run(LONG, "unshare", arguments, &[], b"").ok();
+    let layers: usize = said
+        .parse()
+        .unwrap_or_else(|_| panic!("leftovers in the pool:\n{said}"));
+    assert!(layers > 0);
+}
+
 fn cut(rounds: usize) {
     let registry = Registry::start(Access::Anyone);
     for number in 0..IMAGES {
@@ -304,6 +325,7 @@ fn cut(rounds: usize) {
     }
     machine.power_off();
     check_pool(&disk, rounds);
+    check_leftovers(&disk);
     let all = ledger.0.lock().unwrap();
     println!("{rounds} power cuts, {} objects, {written} files", all.len());
     // The work was not so slow that nothing has come of it.

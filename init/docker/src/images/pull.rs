@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::{archive, progress, short};
 use crate::engine::Engine;
 use crate::http::{ApiError, BodySender, Request, Response, Result, ndjson};
-use crate::registry::{Credentials, Event, Pull, Pulled, Session, client};
+use crate::registry::{Credentials, Event, Pull, Pulled, RegistryError, Session, client};
 
 /// Events that may wait for a slow client; progress beyond them is left out, never waited for.
 const DEPTH: usize = 64;
@@ -21,20 +21,57 @@ pub(super) async fn create(engine: &Arc<Engine>, req: Request) -> Result<Respons
     let Some(name) = req.query.get("fromImage") else {
         return archive::import(engine, store, req);
     };
-    let reference = reference(name, req.query.get("tag"))?;
+    let wanted = wanted(name, req.query.get("tag"))?;
     let credentials = Credentials::from_header(req.header("x-registry-auth"))?;
-    let session = Session::new(&reference, credentials, &engine.config.registry.insecure)?;
-    // What fails before the first word has a status of its own; later failures lie in the stream.
-    let pull = Pull::begin(session).await?;
+    let insecure = engine.config.registry.insecure.clone();
+    let references = match wanted {
+        Wanted::One(reference) => vec![reference],
+        Wanted::All(repository) => {
+            let tags = Session::new(&repository, credentials.clone(), &insecure)?
+                .tags()
+                .await?;
+            let named = tags.iter().map(|tag| repository.with_tag(tag));
+            named.collect::<store::Result<Vec<_>>>()?
+        }
+    };
+    let session = move |reference: &Reference| Session::new(reference, credentials.clone(), &insecure);
     let (sender, response) = ndjson();
+    let mut references = references.into_iter();
+    let Some(first) = references.next() else {
+        return Err(RegistryError::UnknownManifest(name.parse()?).into());
+    };
+    // What fails before the first word has a status of its own; later failures lie in the stream.
+    let mut pull = Pull::begin(session(&first)?).await?;
     let engine = engine.clone();
     tokio::spawn(async move {
+        let pulling = async {
+            let mut reference = first;
+            loop {
+                if run(pull, store.clone(), &reference, &sender).await.is_none() {
+                    return;
+                }
+                super::tell(
+                    &engine,
+                    "pull",
+                    &reference.to_string(),
+                    &reference.familiar_name(),
+                );
+                let Some(next) = references.next() else { return };
+                reference = next;
+                let begun = async { Pull::begin(session(&reference)?).await };
+                pull = match begun.await {
+                    Ok(pull) => pull,
+                    Err(error) => {
+                        let _ = sender.send_json(&archive::failure(&error.to_string())).await;
+                        return;
+                    }
+                };
+            }
+        };
         // A client that goes away ends the pull.
         tokio::select! {
             () = sender.closed() => {}
-            pulled = run(pull, store, &reference, &sender) => if pulled.is_some() {
-                super::tell(&engine, "pull", &reference.to_string(), &reference.familiar_name());
-            }
+            () = pulling => {}
         }
     });
     Ok(response)
@@ -69,18 +106,23 @@ pub(crate) async fn download(url: &str) -> Result<Vec<u8>> {
         .to_vec())
 }
 
-/// `tag` may be a tag, a digest, or be missing; the name itself may have one as well. With neither,
-/// Docker pulls all tags.
-fn reference(name: &str, tag: Option<&str>) -> Result<Reference> {
+/// What is to be pulled.
+#[derive(Debug)]
+enum Wanted {
+    One(Reference),
+    /// All tags of a repository.
+    All(Reference),
+}
+
+/// `tag` may be a tag, a digest, or be missing; the name itself may have one as well.
+fn wanted(name: &str, tag: Option<&str>) -> Result<Wanted> {
     let reference: Reference = name.parse()?;
-    match tag {
-        Some(digest) if digest.contains(':') => Ok(reference.with_digest(digest.parse()?)),
-        Some(tag) => Ok(reference.with_tag(tag)?),
-        None if reference.tag().is_none() && reference.digest().is_none() => Err(ApiError::not_implemented(
-            format!("Monobloc pulls one tag at a time, not all of them; name it, as in `{name}:latest`."),
-        )),
-        None => Ok(reference),
-    }
+    Ok(match tag.filter(|tag| !tag.is_empty()) {
+        Some(digest) if digest.contains(':') => Wanted::One(reference.with_digest(digest.parse()?)),
+        Some(tag) => Wanted::One(reference.with_tag(tag)?),
+        None if reference.tag().is_none() && reference.digest().is_none() => Wanted::All(reference),
+        None => Wanted::One(reference),
+    })
 }
 
 async fn run(pull: Pull, store: Arc<Store>, reference: &Reference, sender: &BodySender) -> Option<Pulled> {
@@ -143,26 +185,21 @@ mod tests {
     use crate::registry::tests::server::{Layout, Server};
 
     #[test]
-    fn a_tag_parameter_may_be_a_digest() {
+    fn a_tag_parameter_may_be_a_digest_and_without_any_all_tags_are_meant() {
+        let one = |name: &str, tag: Option<&str>| match wanted(name, tag) {
+            Ok(Wanted::One(reference)) => reference,
+            other => panic!("{name} {tag:?}: {other:?}"),
+        };
         let digest = format!("sha256:{}", "a".repeat(64));
-        assert_eq!(reference("busybox:2", None).unwrap().tag(), Some("2"));
-        assert_eq!(reference("busybox", Some("1")).unwrap().tag(), Some("1"));
+        assert_eq!(one("busybox:2", None).tag(), Some("2"));
+        assert_eq!(one("busybox", Some("1")).tag(), Some("1"));
         assert_eq!(
-            reference("busybox", Some(&digest))
-                .unwrap()
-                .digest()
-                .unwrap()
-                .to_string(),
+            one("busybox", Some(&digest)).digest().unwrap().to_string(),
             digest
         );
-        assert!(reference("busybox", Some("no tag")).is_err());
-    }
-
-    #[test]
-    fn all_tags_at_once_are_refused_and_not_taken_for_the_latest() {
-        let refusal = reference("team/busybox", None).unwrap_err();
-        assert_eq!(refusal.status, hyper::StatusCode::NOT_IMPLEMENTED);
-        assert!(refusal.message.contains("team/busybox:latest"), "{refusal}");
+        assert!(wanted("busybox", Some("no tag")).is_err());
+        assert!(matches!(wanted("team/busybox", None), Ok(Wanted::All(_))));
+        assert!(matches!(wanted("team/busybox", Some("")), Ok(Wanted::All(_))));
     }
 
     /// The lines of a pull's answer, each with its id where it has one.

@@ -106,6 +106,43 @@ impl Session {
         Ok((bytes, digest))
     }
 
+    /// All tags of the repository, as the registry gives them, page by page.
+    pub(crate) async fn tags(&self) -> Result<Vec<String>, RegistryError> {
+        /// More than these are no repository that somebody wants whole.
+        const MOST: usize = 10_000;
+        #[derive(Deserialize)]
+        struct List {
+            tags: Option<Vec<String>>,
+        }
+        let mut tags = Vec::new();
+        loop {
+            // A page begins after the last tag of the one before it.
+            let after = tags
+                .last()
+                .map(|last| format!("&last={last}"))
+                .unwrap_or_default();
+            let url = self.url(&format!("tags/list?n=1000{after}"));
+            let response = self.send(|http| http.request(Method::GET, &url)).await?;
+            if response.status() == StatusCode::NOT_FOUND {
+                return Err(RegistryError::UnknownManifest(self.reference.clone()));
+            }
+            let response = self.expect(response, "a list of tags").await?;
+            let more = response.headers().contains_key("link");
+            let bytes = self.document(response, "list of tags").await?;
+            let list: List = serde_json::from_slice(&bytes)
+                .map_err(|error| self.damaged("list of tags", error.to_string()))?;
+            let page = list.tags.unwrap_or_default();
+            let ended = page.is_empty() || !more;
+            tags.extend(page);
+            if ended {
+                return Ok(tags);
+            }
+            if tags.len() > MOST {
+                return Err(self.damaged("list of tags", format!("it has more than {MOST}")));
+            }
+        }
+    }
+
     /// Fetches a small blob, verified.
     pub(crate) async fn small_blob(&self, digest: &Digest) -> Result<Vec<u8>, RegistryError> {
         let response = self.blob(digest, 0).await?;
