@@ -7,7 +7,7 @@ use monobloc::client::context::{self, Registered};
 use monobloc::client::{Api, greeting};
 use monobloc::host::{self, dirs};
 use monobloc::image::{self, BuildOptions, BuiltImage};
-use monobloc::machine::{Machine, Process, Record, Start};
+use monobloc::machine::{Machine, NotReady, Process, Record, Start};
 use monobloc::progress::{self, Progress, spell};
 use monobloc::qemu::acceleration::{self, Verdict};
 use monobloc::recipe::Recipe;
@@ -99,6 +99,9 @@ fn bring_up<'a>(
     drop(lock);
     let api = pick::api(&started.record)?;
     if let Err(error) = boot(&machine, &started.process, &api, progress) {
+        if matches!(error.downcast_ref(), Some(NotReady::Locked)) {
+            return Err(error);
+        }
         // What does not come up is not left behind, nor a disk that holds the beginning of a pool.
         let _ = machine.take_down(&started.process, None);
         if started.new_disk {

@@ -12,6 +12,8 @@ use crate::client::{Api, ApiError};
 
 /// The console's word that everything is there.
 const READY: &str = "monobloc: ready";
+/// The console's word that somebody has to give a passphrase first.
+const LOCKED: &str = "monobloc: pool: LOCKED";
 /// The kernel's last word.
 const PANIC: &str = "Kernel panic";
 /// How long a boot may take, emulated on a machine that does other things as well.
@@ -29,6 +31,11 @@ const QUESTION: Duration = Duration::from_secs(10);
 pub enum NotReady {
     #[error("The machine's kernel panicked{tail}")]
     Panicked { tail: Tail },
+    #[error(
+        "The machine waits for the passphrase of its pool. Give it by `monobloc pool unlock`, or type it at \
+         the console (`monobloc console`); everything is there then"
+    )]
+    Locked,
     #[error("The machine ended while it booted{tail}")]
     Ended { tail: Tail },
     #[error("The machine was not ready after {} s{}{tail}", .waited.as_secs(), because(.last))]
@@ -105,6 +112,9 @@ impl Machine {
                     told(&line);
                     if line.contains(PANIC) {
                         return Err(self.panicked(&events));
+                    }
+                    if line.contains(LOCKED) {
+                        return Err(NotReady::Locked);
                     }
                     wait.heard(&line);
                 }

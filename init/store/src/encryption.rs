@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use sys::dm;
+use zeroize::Zeroize;
 
 use crate::disk::{self, Content, Disk};
 use crate::error::{During, Error, Result};
@@ -69,13 +70,20 @@ impl Volume {
                 continue;
             };
             let what = format!("read the key of disk {name}");
-            let target = dm::target(&mapping.name).during(&what)?;
+            let mut target = dm::target(&mapping.name).during(&what)?;
             // `aes-xts-plain64 KEY TWEAK DEVICE OFFSET …`
             let key = target.parameters.split(' ').nth(1).and_then(Key::from_hex);
+            target.parameters.zeroize();
             let disk = File::open(Path::new("/dev").join(name)).during(&what)?;
             if let (Some(key), Some(header)) = (key, Header::read(&disk).during(&what)?) {
                 return Ok(Some(Volume { header, key }));
             }
+        }
+        // A disk that joins must never be the one that is not encrypted.
+        if state.members.iter().any(|member| member.encrypted) {
+            return Err(Error::Refused(
+                "The pool is encrypted, and none of its disks that are there shows how. Start the machine again.".to_owned(),
+            ));
         }
         Ok(None)
     }
@@ -108,7 +116,7 @@ fn open(disk: &Disk, header: &Header, key: &Key) -> Result<Disk> {
         ))
     })?;
     let sectors = disk.size.saturating_sub(DATA_OFFSET) / layout.sector * (layout.sector / DM_SECTOR);
-    let target = dm::Target {
+    let mut target = dm::Target {
         sectors,
         kind: TARGET.to_owned(),
         parameters: format!(
@@ -123,7 +131,9 @@ fn open(disk: &Disk, header: &Header, key: &Key) -> Result<Disk> {
     // As cryptsetup names its own, so that its `status` and `close` know them.
     let uuid = format!("CRYPT-LUKS2-{}-{name}", header.uuid.replace('-', ""));
     let what = format!("open the encrypted disk {path}");
-    let minor = dm::create(&name, &uuid, &target).during(what)?;
+    let made = dm::create(&name, &uuid, &target);
+    target.parameters.zeroize();
+    let minor = made.during(what)?;
     Ok(Disk {
         mapping: Some(PathBuf::from(format!("/dev/dm-{minor}"))),
         ..disk.clone()
@@ -155,6 +165,20 @@ impl Mapping {
     /// Forgets the key; data that is still in use stays readable until its last user is gone.
     pub(crate) fn close(&self) -> Result<()> {
         dm::remove(&self.name).during(format!("close the encrypted disk {}", self.path.display()))
+    }
+}
+
+/// Forgets the keys of disks that were pulled out; their devices go when nobody uses them any more.
+pub(crate) fn close_orphans() {
+    let block = Path::new(disk::SYS_BLOCK);
+    for device in disk::entries(block) {
+        let Ok(name) = fs::read_to_string(block.join(&device).join("dm/name")) else {
+            continue;
+        };
+        let gone = behind(&device).is_none_or(|disk| !block.join(disk).exists());
+        if name.starts_with(NAME) && gone {
+            let _ = dm::remove(name.trim_end());
+        }
     }
 }
 

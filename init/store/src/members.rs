@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use sys::btrfs_devices::{self as devices, group};
 
 use crate::disk::{self, Content, Disk};
-use crate::encryption::{Mapping, Volume, behind};
+use crate::encryption::{Mapping, Volume, behind, close_orphans};
 use crate::error::{During, Error, Result};
 use crate::luks::{DATA_OFFSET, Lock, Secret};
 use crate::pool::LABEL;
@@ -528,6 +528,7 @@ fn forget(member: &Member) -> Result<()> {
     if let Some(mapping) = Mapping::of(name) {
         mapping.close()?;
     }
+    close_orphans();
     match disk::list()?.into_iter().find(|disk| disk.name == name) {
         // Without its header, which has the only copy of the key.
         Some(disk) if !member.missing => disk::wipe(&disk),
