@@ -62,6 +62,9 @@ pub(crate) fn open(config: &BootConfig, keys: &Keyring, modules: &Loader) -> any
         ),
     }
     let store = Store::open(opened.pool.path()).context("Cannot open the store in the pool")?;
+    for note in store.notes() {
+        say!("pool: {note}");
+    }
     if let Some(why) = store.no_quotas() {
         say!("pool: {why}");
     }

@@ -37,6 +37,12 @@ const SYS_SECTOR: u64 = 512;
 const EDGE: u64 = 1 << 20;
 const SAMPLE: usize = 4096;
 const SAMPLES: u64 = 64;
+/// Where btrfs keeps the first copy of its superblock, and by what it is known.
+const SECOND_SUPERBLOCK: u64 = 64 << 20;
+const MAGIC_AT: u64 = 64;
+const MAGIC: &[u8] = b"_BHRfS_M";
+const LOST_SUPERBLOCK: &str =
+    "a btrfs filesystem whose first superblock is damaged (`btrfs rescue super-recover` makes it again)";
 /// Further places that superblocks and headers have copies at: btrfs, ext4, XFS' second group, LUKS 2.
 const COPIES: [u64; 6] = [64 << 20, 128 << 20, 256 << 30, 32 << 20, 2 << 20, 4 << 20];
 
@@ -245,6 +251,9 @@ fn look(file: &File, size: u64) -> io::Result<Content> {
     let known = signature::names(&extent)?;
     if !known.is_empty() {
         return Ok(Content::Foreign(known.join(" and ")));
+    }
+    if size > SECOND_SUPERBLOCK + EDGE && read(SECOND_SUPERBLOCK + MAGIC_AT, MAGIC.len())? == MAGIC {
+        return Ok(Content::Foreign(LOST_SUPERBLOCK.to_owned()));
     }
     let end = edge(size - EDGE)?;
     let zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);

@@ -58,6 +58,10 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    pub(crate) fn diff_ids(&self) -> &[Digest] {
+        &self.config.rootfs.diff_ids
+    }
+
     pub(crate) fn from_stored(stored: Stored) -> Result<Record> {
         let config = ImageConfig::parse(stored.config.as_bytes())?;
         let layers = ChainId::chain(&config.rootfs.diff_ids);

@@ -163,7 +163,13 @@ impl Store {
             return Ok(false);
         }
         let place = layer.chain_id.hex();
-        renameat(&self.tmp, name, &self.layers, &place).during(what)?;
+        let mut placed = renameat(&self.tmp, name, &self.layers, &place);
+        if let Err(rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) = placed {
+            // The tree of one whose record was damaged, which nobody uses.
+            btrfs::destroy_subvolume(&self.layers, &place).during(what)?;
+            placed = renameat(&self.tmp, name, &self.layers, &place);
+        }
+        placed.during(what)?;
         if let Err(reason) = btrfs::set_read_only(root, true) {
             let _ = btrfs::destroy_subvolume(&self.layers, &place);
             return Err(Error::io(what, reason));

@@ -33,6 +33,7 @@ pub mod luks;
 pub mod members;
 pub mod mkfs;
 mod oci;
+mod opening;
 mod pack;
 mod pool;
 mod quota;

@@ -245,6 +245,21 @@ impl Store {
         Ok(total)
     }
 
+    /// Bytes of a layer's files.
+    pub(crate) fn layer_content_bytes(&self, chain: &ChainId) -> Result<u64> {
+        let mut reader = self.recipe(chain)?;
+        let mut total = 0;
+        while let Some(part) = reader
+            .next()
+            .during(format!("read the recipe of layer {chain}"))?
+        {
+            if let Part::File { length, .. } = part {
+                total += length;
+            }
+        }
+        Ok(total)
+    }
+
     /// Writes a layer's tar, the same bytes that it came as (uncompressed).
     ///
     /// # Errors

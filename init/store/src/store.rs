@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sys::btrfs;
 
+use crate::ImageId;
 use crate::blob::BlobWriter;
 use crate::digest::{ChainId, Digest};
 use crate::error::{During, Error, Result};
@@ -35,7 +36,6 @@ use crate::quota::Quotas;
 use crate::root::Root;
 use crate::state::{StateDir, check_name, collect_leftovers};
 use crate::volume::{HOST, VOLUMES, make_host_tree};
-use crate::{ImageId, image};
 
 const LAYERS: &str = "layers";
 const IMAGES: &str = "images";
@@ -50,13 +50,14 @@ pub struct Usage {
 /// Images, layers and roots in one pool. Share it by `Arc`.
 #[derive(Debug)]
 pub struct Store {
+    notes: Vec<String>,
     path: PathBuf,
     pub(crate) root: OwnedFd,
     pub(crate) layers: OwnedFd,
     pub(crate) roots: OwnedFd,
     pub(crate) tmp: OwnedFd,
     pub(crate) quotas: Quotas,
-    layer_state: StateDir,
+    pub(crate) layer_state: StateDir,
     pub(crate) image_state: StateDir,
     index: Mutex<Index>,
     /// Held while something is attached at the store's one mount place.
@@ -148,7 +149,8 @@ impl Store {
         folder("mount")?;
         let state = root.join("state");
         collect_leftovers(&state)?;
-        let store = Store {
+        let mut store = Store {
+            notes: Vec::new(),
             path: root.to_owned(),
             root: top,
             layers: folder("layers")?,
@@ -165,17 +167,24 @@ impl Store {
         };
         store.empty_tmp()?;
         store.collect_transfers()?;
+        let notes;
         {
             let mut index = store.index();
-            store.read_layers(&mut index)?;
-            store.read_images(&mut index)?;
-            store.read_roots(&mut index)?;
+            let damage = store.read(&mut index)?;
             store.read_snapshots(&mut index)?;
             store.collect_layers(&mut index)?;
-            store.collect_recipes(|chain| index.layers.contains_key(chain))?;
+            store
+                .collect_recipes(|chain| index.layers.contains_key(chain) || damage.layers.contains(chain))?;
+            notes = damage.notes;
         }
         store.quotas.sweep()?;
+        store.notes = notes;
         Ok(store)
+    }
+
+    /// What was damaged when it was opened, and what became of it; sentences.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// The pool's mount point.
@@ -316,60 +325,6 @@ impl Store {
                 fs::remove_file(&path)
             }
             .during(what())?;
-        }
-        Ok(())
-    }
-
-    fn read_layers(&self, index: &mut Index) -> Result<()> {
-        let dir = self.path.join("store/layers");
-        for name in names(&dir)? {
-            let whole = File::open(dir.join(&name))
-                .and_then(btrfs::is_read_only)
-                .unwrap_or(false);
-            let record = self.layer_state.read::<Layer>(&name).ok();
-            match record.filter(|layer| whole && layer.chain_id.hex() == name) {
-                Some(layer) => index.add_layer(layer, true),
-                None => btrfs::destroy_subvolume(&self.layers, &name)
-                    .during(format!("remove the unfinished layer {name}"))?,
-            }
-        }
-        for name in self.layer_state.list()? {
-            if !index.layers.keys().any(|chain| chain.hex() == name) {
-                self.layer_state.remove(&name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn read_images(&self, index: &mut Index) -> Result<()> {
-        for name in self.image_state.list()? {
-            let Some(id) = Digest::from_hex(&name).map(ImageId) else {
-                continue;
-            };
-            // An image whose layers are gone, or whose record is damaged, is not shown; its record
-            // stays for whoever repairs the pool.
-            let Ok(record) = image::Stored::read(&self.image_state, &name).and_then(Record::from_stored)
-            else {
-                continue;
-            };
-            if record.layers.iter().all(|chain| index.layers.contains_key(chain)) {
-                index.images.insert(id, record);
-            }
-        }
-        image::settle_names(index);
-        Ok(())
-    }
-
-    fn read_roots(&self, index: &mut Index) -> Result<()> {
-        let dir = self.path.join("store/roots");
-        for name in names(&dir)? {
-            let root = Root::read(&dir.join(&name));
-            let there = |root: &Root| root.layer.is_none_or(|chain| index.layers.contains_key(&chain));
-            match root.filter(there) {
-                Some(root) => drop(index.roots.insert(name, root)),
-                None => btrfs::destroy_subvolume(&self.roots, &name)
-                    .during(format!("remove the unusable root of {name}"))?,
-            }
         }
         Ok(())
     }

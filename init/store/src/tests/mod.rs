@@ -1,6 +1,7 @@
 //! Tests of the whole store on a real pool.
 
 mod archives;
+mod damage;
 mod escapes;
 mod files;
 mod images;
